@@ -1,0 +1,362 @@
+"""IADD: distilled images, learned through whole student trainings.
+
+``update`` is one step of the outer loop: unroll a student on the distilled
+images from a teacher's snapshot, measure how far it ends from the teacher's
+later snapshot, and move images, learning rate, importance weights and, where
+asked, labels down (or up) the exact gradient of that distance.
+
+Source: Li et al., "Importance-Aware Adaptive Dataset Distillation", Neural
+Networks 172, 2024, arXiv 2401.15863; inner loop and outer optimiser after
+MTT (Cazenavette et al., CVPR 2022), as METHODS in the README says.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key
+
+from ddjax import importance as importance_lib
+from ddjax import losses
+from ddjax.importance import Importance
+from ddjax.training import supervised_loss
+from ddjax.types import ApplyFn, Batch, InputError, Params, Segment
+from ddjax.unroll import minibatch_indices, sgd_unroll
+
+__all__ = [
+    "Distilled",
+    "IaddState",
+    "Settings",
+    "distill_loss",
+    "distilled",
+    "init_state",
+    "make_optimizer",
+    "unroll_student",
+    "update",
+]
+
+
+class Distilled(NamedTuple):
+    """A distilled data set, as a student sees it.
+
+    Attributes:
+      images: [n h w c] network input.
+      labels: [n k], rows sum to 1.
+      learning_rate: scalar, of the student's steps.
+    """
+
+    images: Any
+    labels: Any
+    learning_rate: Any
+
+
+class Settings(NamedTuple):
+    """What shapes an update; hashable, fixed during a run.
+
+    Attributes:
+      inner_steps: J, steps of the student.
+      batch_size: distilled images per inner step, at most n.
+      augment: augmentation groups, () for none.
+      image_step: rate of the outer SGD on images (network-input units).
+      image_momentum: of images and of the learning rate.
+      learning_rate_step: rate of the outer SGD on the learning rate.
+      label_step: rate of the outer SGD on label logits; 0 keeps labels.
+      importance: the form of W.
+    """
+
+    inner_steps: int
+    batch_size: int
+    augment: tuple[str, ...] = ()
+    image_step: float = 100.0
+    image_momentum: float = 0.5
+    learning_rate_step: float = 1e-7
+    label_step: float = 0.0
+    importance: Importance = Importance()
+
+    def check(self, num_images: int) -> Settings:
+        """Itself, or InputError saying which number is impossible."""
+        if self.inner_steps < 1:
+            raise InputError(
+                "iadd.inner_steps (J) must be at least 1, not "
+                f"{self.inner_steps}"
+            )
+        if not 1 <= self.batch_size <= num_images:
+            raise InputError(
+                f"iadd.batch_size must be 1 to {num_images} (the number of "
+                f"distilled images), not {self.batch_size}"
+            )
+        self.importance.check()
+        return self
+
+
+@flax.struct.dataclass
+class IaddState:
+    """Everything that a run carries from one update to the next.
+
+    Attributes:
+      step: int32 scalar, updates so far.
+      key: one typed key; ``fold_in(key, step)`` feeds each update.
+      images: [n h w c] network input.
+      labels: [n k]; logits where labels are learned.
+      learning_rate: float32 scalar.
+      importance: raw weights from ``importance.init``, or None.
+      opt_state: of ``make_optimizer``.
+    """
+
+    step: Any
+    key: Any
+    images: Any
+    labels: Any
+    learning_rate: Any
+    importance: Any
+    opt_state: Any
+
+
+_SMOOTHING = 0.1  # of the one-hot labels that learned logits start from
+
+
+def make_optimizer(settings: Settings) -> optax.GradientTransformation:
+    """One optimiser per field of the state, in one place.
+
+    SGD with momentum on images and learning rate, as MTT; Adam on raw
+    importance weights, which have no natural scale; SGD on label logits.
+    """
+    sgd = optax.sgd
+    ascend = settings.importance.direction == "ascend"
+    return optax.partition(
+        {
+            "images": sgd(settings.image_step, settings.image_momentum),
+            "learning_rate": sgd(
+                settings.learning_rate_step, settings.image_momentum
+            ),
+            "labels": sgd(settings.label_step, settings.image_momentum)
+            if settings.label_step
+            else optax.set_to_zero(),
+            "importance": optax.adam(
+                -settings.importance.step
+                if ascend
+                else settings.importance.step
+            ),
+        },
+        # A label for a whole field: optax broadcasts it over the leaves.
+        lambda variables: {field: field for field in variables},
+    )
+
+
+def _variables(state: IaddState) -> dict[str, Any]:
+    return {
+        "images": state.images,
+        "labels": state.labels,
+        "learning_rate": state.learning_rate,
+        "importance": state.importance,
+    }
+
+
+def init_state(
+    key: Key[Array, ""],
+    initial: Distilled,
+    params: Params,
+    settings: Settings,
+) -> IaddState:
+    """The state before the first update.
+
+    Args:
+      key: one key; the whole run's randomness.
+      initial: real images of their class, one-hot labels, alpha_0.
+      params: of the student's network; only shapes are used.
+      settings: of the run.
+
+    Returns:
+      An IaddState of float32 arrays.
+
+    Raises:
+      InputError: the settings are impossible, or an image is not finite.
+    """
+    settings.check(initial.images.shape[0])
+    if not bool(jnp.isfinite(jnp.asarray(initial.images)).all()):
+        raise InputError(
+            "the initial images hold values that are not finite: look for "
+            "NaN in the data set"
+        )
+    labels = jnp.asarray(initial.labels, jnp.float32)
+    if settings.label_step:
+        k = labels.shape[-1]
+        labels = jnp.log(labels * (1 - _SMOOTHING) + _SMOOTHING / k)
+    state = IaddState(
+        step=jnp.zeros((), jnp.int32),
+        key=key,
+        images=jnp.asarray(initial.images, jnp.float32),
+        labels=labels,
+        learning_rate=jnp.asarray(initial.learning_rate, jnp.float32),
+        importance=importance_lib.init(settings.importance, params),
+        opt_state=None,
+    )
+    return state.replace(
+        opt_state=make_optimizer(settings).init(_variables(state))
+    )
+
+
+def distilled(state: IaddState, settings: Settings) -> Distilled:
+    """The distilled data set that a state stands for."""
+    return _distilled(_variables(state), settings)
+
+
+def _distilled(variables: dict[str, Any], settings: Settings) -> Distilled:
+    labels = variables["labels"]
+    if settings.label_step:
+        labels = jax.nn.softmax(labels)
+    return Distilled(variables["images"], labels, variables["learning_rate"])
+
+
+def unroll_student(
+    data: Distilled,
+    start: Params,
+    key: Key[Array, ""],
+    *,
+    apply_fn: ApplyFn,
+    settings: Settings,
+) -> tuple[Params, Float[Array, " t"]]:
+    """J differentiable steps of a student on distilled data.
+
+    Args:
+      data: the distilled data set.
+      start: params to start from.
+      key: decides batches and augmentation.
+      apply_fn: (params, images[b h w c]) -> (logits[b k], out).
+      settings: J, batch size, augmentation.
+
+    Returns:
+      (student params, [t] losses).
+    """
+    order_key, loss_key = jax.random.split(key)
+    indices = minibatch_indices(
+        order_key,
+        data.images.shape[0],
+        settings.batch_size,
+        settings.inner_steps,
+    )
+    supervised = supervised_loss(apply_fn, settings.augment)
+
+    def loss_fn(params, chosen, key):
+        # Looked up in here, so that the scan carries indices and not a copy
+        # of the images for every step.
+        batch = Batch(data.images[chosen], data.labels[chosen])
+        return supervised(params, batch, key)
+
+    keys = jax.random.split(loss_key, settings.inner_steps)
+    return sgd_unroll(loss_fn, start, indices, keys, data.learning_rate)
+
+
+def distill_loss(
+    data: Distilled,
+    raw_importance: Params | None,
+    segment: Segment,
+    key: Key[Array, ""],
+    *,
+    apply_fn: ApplyFn,
+    settings: Settings,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """The IADD loss of one segment, differentiable in the first two.
+
+    Args:
+      data: the distilled data set.
+      raw_importance: as in ``IaddState``.
+      segment: the teacher's (start, target).
+      key: decides batches and augmentation.
+      apply_fn: (params, images[b h w c]) -> (logits[b k], out).
+      settings: of the run.
+
+    Returns:
+      (loss, metrics: the student's first and last inner loss).
+    """
+    student, inner = unroll_student(
+        data, segment.start, key, apply_fn=apply_fn, settings=settings
+    )
+    weights = importance_lib.weights(
+        settings.importance, raw_importance, segment
+    )
+    loss = losses.iadd_loss(student, segment.start, segment.target, weights)
+    return loss, {"inner_loss_first": inner[0], "inner_loss_last": inner[-1]}
+
+
+def update(
+    state: IaddState,
+    segments: Segment,
+    *,
+    apply_fn: ApplyFn,
+    settings: Settings,
+    axis_name: str | None = None,
+) -> tuple[IaddState, dict[str, Array]]:
+    """One step of the outer loop, on the mean loss of several segments.
+
+    Segment i of all devices' segments draws from
+    ``fold_in(fold_in(key, step), i)``, so the result does not depend on how
+    they are spread over devices, beyond the rounding of their mean.
+
+    Args:
+      state: before the step; the same on every device.
+      segments: leaves lead with m, this device's segments.
+      apply_fn: (params, images[b h w c]) -> (logits[b k], out).
+      settings: of the run.
+      axis_name: of the enclosing pmap or vmap over devices, or None.
+
+    Returns:
+      (state after the step, metrics: scalars, the same on every device).
+    """
+    count = jax.tree.leaves(segments)[0].shape[0]
+    step_key = jax.random.fold_in(state.key, state.step)
+    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * count
+    variables = _variables(state)
+
+    def loss_of(variables, segment, index):
+        return distill_loss(
+            _distilled(variables, settings),
+            variables["importance"],
+            segment,
+            jax.random.fold_in(step_key, index),
+            apply_fn=apply_fn,
+            settings=settings,
+        )
+
+    def add(total, inputs):
+        (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(
+            variables, *inputs
+        )
+        return jax.tree.map(
+            jnp.add, total, (grads, {"loss": loss, **metrics})
+        ), None
+
+    zeros = jax.tree.map(
+        jnp.zeros_like,
+        (
+            variables,
+            dict.fromkeys(
+                ("loss", "inner_loss_first", "inner_loss_last"),
+                jnp.zeros((), jnp.float32),
+            ),
+        ),
+    )
+    total, _ = jax.lax.scan(add, zeros, (segments, first + jnp.arange(count)))
+    grads, metrics = jax.tree.map(lambda leaf: leaf / count, total)
+    if axis_name is not None:
+        grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
+    updates, opt_state = make_optimizer(settings).update(
+        grads, state.opt_state, variables
+    )
+    after = optax.apply_updates(variables, updates)
+    metrics["learning_rate"] = after["learning_rate"]
+    metrics["image_gradient_norm"] = optax.tree.norm(grads["images"])
+    return state.replace(
+        step=state.step + 1,
+        opt_state=opt_state,
+        images=after["images"],
+        labels=after["labels"],
+        learning_rate=after["learning_rate"],
+        importance=importance_lib.project(
+            settings.importance, after["importance"]
+        ),
+    ), metrics

@@ -1,0 +1,255 @@
+"""A 2-d convolution whose derivatives of every order are fast everywhere.
+
+XLA's CPU backend runs a convolution at full speed inside ``lax.scan`` only
+when its dimensions are in canonical order. The kernel gradient that
+``lax.conv_general_dilated`` derives for itself is not, and is about a hundred
+times slower in a loop than outside. Dataset distillation is loops of
+gradients and nothing else, so the derivatives are written here instead.
+
+A convolution is bilinear and so are its two gradients::
+
+    convolve(x, w)          y = x * w
+    input_gradient(g, w)    its transpose in x
+    kernel_gradient(x, g)   its transpose in w
+
+and the transposes of each of the three are the other two. Every function gets
+a custom reverse rule in terms of the others; derivatives of any order stay in
+the family, and only three kernels have to be fast. Reverse over reverse works
+to any order; forward mode (``jax.jvp``, ``jax.jacfwd``) is not defined.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+__all__ = ["conv2d"]
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+_Pairs = tuple[tuple[int, int], tuple[int, int]]
+
+
+class _Geometry(NamedTuple):
+    """What the shapes of two operands leave open about the third."""
+
+    image: tuple[int, int]  # h, w
+    kernel: tuple[int, int]  # kh, kw
+    stride: tuple[int, int]
+    padding: _Pairs
+
+
+def _plain(x, w, geometry: _Geometry):
+    return lax.conv_general_dilated(
+        x,
+        w,
+        geometry.stride,
+        geometry.padding,
+        dimension_numbers=_DIMENSIONS,
+    )
+
+
+# --- The three kernels for a CPU -------------------------------------------
+
+
+def _input_gradient_cpu(g, w, geometry: _Geometry):
+    """A forward convolution of the dilated gradient with the turned kernel."""
+    padding = []
+    for axis in range(2):
+        size, taps = geometry.image[axis], geometry.kernel[axis]
+        step, (low, _) = geometry.stride[axis], geometry.padding[axis]
+        dilated = (g.shape[1 + axis] - 1) * step + 1
+        before = taps - 1 - low
+        padding.append((before, size + taps - 1 - dilated - before))
+    return lax.conv_general_dilated(
+        g,
+        w[::-1, ::-1].swapaxes(2, 3),
+        (1, 1),
+        padding,
+        lhs_dilation=geometry.stride,
+        dimension_numbers=_DIMENSIONS,
+    )
+
+
+def _shifted(x, offsets, sizes, strides):
+    """Crops of x, one per (row, column) offset, joined along channels."""
+    return jnp.concatenate(
+        [
+            x[
+                :,
+                row : row + (sizes[0] - 1) * strides[0] + 1 : strides[0],
+                column : column + (sizes[1] - 1) * strides[1] + 1 : strides[1],
+            ]
+            for row, column in offsets
+        ],
+        axis=-1,
+    )
+
+
+def _kernel_gradient_cpu(x, g, geometry: _Geometry):
+    """One matrix product over all positions, batch included.
+
+    Either side can be shifted against the other. Shifting g keeps the
+    transposed operand small and was 1.3-1.9 times faster than shifting x in
+    every measured layer with 16 input channels or more; with fewer, the
+    product is too flat, and shifting x wins by up to ten.
+    """
+    (kh, kw), channels, features = geometry.kernel, x.shape[-1], g.shape[-1]
+    offsets = [(row, column) for row in range(kh) for column in range(kw)]
+    if geometry.stride == (1, 1) and channels >= 16:
+        pad = [(0, 0), *_turned_padding(geometry, g.shape[1:3]), (0, 0)]
+        turned = [(kh - 1 - row, kw - 1 - column) for row, column in offsets]
+        right = _shifted(_pad(g, pad), turned, geometry.image, (1, 1))
+        product = x.reshape(-1, channels).T @ right.reshape(
+            -1, kh * kw * features
+        )
+        return product.reshape(channels, kh, kw, features).transpose(1, 2, 0, 3)
+    padded = _pad(x, [(0, 0), *geometry.padding, (0, 0)])
+    left = _shifted(padded, offsets, g.shape[1:3], geometry.stride)
+    product = left.reshape(-1, kh * kw * channels).T @ g.reshape(-1, features)
+    return product.reshape(kh, kw, channels, features)
+
+
+def _turned_padding(geometry: _Geometry, sizes) -> _Pairs:
+    """Padding that lets a stride-1 gradient be cropped at x's positions."""
+    return tuple(
+        (taps - 1 - low, image + low - size)
+        for taps, (low, _), image, size in zip(
+            geometry.kernel, geometry.padding, geometry.image, sizes
+        )
+    )
+
+
+def _pad(x, widths):
+    """jnp.pad that also crops, where a width is negative."""
+    zero = jnp.zeros((), x.dtype)
+    return lax.pad(x, zero, [(low, high, 0) for low, high in widths])
+
+
+# --- The three kernels elsewhere: XLA's own transposes ----------------------
+
+
+def _input_gradient_default(g, w, geometry: _Geometry):
+    shape = (g.shape[0], *geometry.image, w.shape[2])
+    x = jax.ShapeDtypeStruct(shape, g.dtype)
+    (dx,) = jax.linear_transpose(lambda x: _plain(x, w, geometry), x)(g)
+    return dx
+
+
+def _kernel_gradient_default(x, g, geometry: _Geometry):
+    shape = (*geometry.kernel, x.shape[-1], g.shape[-1])
+    w = jax.ShapeDtypeStruct(shape, x.dtype)
+    (dw,) = jax.linear_transpose(lambda w: _plain(x, w, geometry), w)(g)
+    return dw
+
+
+# --- The family, closed under reverse differentiation -----------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve(x, w, geometry: _Geometry):
+    return _plain(x, w, geometry)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _input_gradient(g, w, geometry: _Geometry):
+    return lax.platform_dependent(
+        g,
+        w,
+        cpu=functools.partial(_input_gradient_cpu, geometry=geometry),
+        default=functools.partial(_input_gradient_default, geometry=geometry),
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _kernel_gradient(x, g, geometry: _Geometry):
+    return lax.platform_dependent(
+        x,
+        g,
+        cpu=functools.partial(_kernel_gradient_cpu, geometry=geometry),
+        default=functools.partial(_kernel_gradient_default, geometry=geometry),
+    )
+
+
+# The forward rules call the family's own functions, never the kernels: the
+# second derivative differentiates what is written here.
+_convolve.defvjp(
+    lambda x, w, geometry: (_convolve(x, w, geometry), (x, w)),
+    lambda geometry, saved, y_bar: (
+        _input_gradient(y_bar, saved[1], geometry),
+        _kernel_gradient(saved[0], y_bar, geometry),
+    ),
+)
+_input_gradient.defvjp(
+    lambda g, w, geometry: (_input_gradient(g, w, geometry), (g, w)),
+    lambda geometry, saved, x_bar: (
+        _convolve(x_bar, saved[1], geometry),
+        _kernel_gradient(x_bar, saved[0], geometry),
+    ),
+)
+_kernel_gradient.defvjp(
+    lambda x, g, geometry: (_kernel_gradient(x, g, geometry), (x, g)),
+    lambda geometry, saved, w_bar: (
+        _input_gradient(saved[1], w_bar, geometry),
+        _convolve(saved[0], w_bar, geometry),
+    ),
+)
+
+
+def conv2d(
+    images: Float[Array, "b h w c"],
+    kernel: Float[Array, "kh kw c o"],
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: str | Sequence[Sequence[int]] = "SAME",
+) -> Float[Array, "b h2 w2 o"]:
+    """2-d convolution (cross-correlation) with fast nested gradients.
+
+    Equal to ``lax.conv_general_dilated`` in NHWC and HWIO order, in value and
+    in every reverse derivative, up to the rounding of a different order of
+    summation. It works under jit, scan, vmap, ``jax.checkpoint`` and pmap. A
+    vmap over kernels becomes a grouped convolution, which is slow on a CPU;
+    use ``lax.map`` there.
+
+    Args:
+      images: [b h w c].
+      kernel: [kh kw c o].
+      stride: one number, or (rows, columns); at least 1.
+      padding: "SAME", "VALID", or ((top, bottom), (left, right)).
+
+    Returns:
+      [b h' w' o].
+
+    Raises:
+      AssertionError: an operand has the wrong rank or the channels differ.
+      ValueError: stride or padding is none of the above.
+
+    >>> conv2d(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 2))).shape
+    (1, 4, 4, 2)
+    """
+    chex.assert_rank([images, kernel], 4)
+    chex.assert_equal(images.shape[3], kernel.shape[2])
+    strides = (stride, stride) if isinstance(stride, int) else tuple(stride)
+    if len(strides) != 2 or min(strides) < 1:
+        raise ValueError(
+            f"stride must be one or two numbers of at least 1, not {stride}"
+        )
+    image, taps = images.shape[1:3], kernel.shape[:2]
+    if isinstance(padding, str):
+        if padding.upper() not in ("SAME", "VALID"):
+            raise ValueError(
+                f"padding must be SAME, VALID or two pairs, not {padding!r}"
+            )
+        pairs = lax.padtype_to_pads(image, taps, strides, padding.upper())
+    else:
+        pairs = padding
+    pairs = tuple((int(low), int(high)) for low, high in pairs)
+    if len(pairs) != 2:
+        raise ValueError(f"padding must name two axes, not {padding}")
+    return _convolve(images, kernel, _Geometry(image, taps, strides, pairs))

@@ -1,0 +1,584 @@
+"""IADD: distils a data set into a few images per class, and reports on it.
+
+    python experiments/iadd.py --config=configs/tiny.py
+
+Trains the teachers if they are missing, learns the images, evaluates them
+beside real ones, and writes distilled.npz, distilled.png, eval.json and
+report.html into the run's folder. A killed run goes on from its last
+checkpoint to the same result; a finished one says so and does nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import launch
+import numpy as np
+import teachers as teachers_script
+
+from configs import common
+from ddjax import (
+    artifact,
+    augment,
+    checkpoint,
+    evaluate,
+    files,
+    iadd,
+    metrics,
+    models,
+    parallel,
+    report,
+    training,
+    trajectories,
+)
+from ddjax import importance as importance_lib
+from ddjax.data import preprocess, sources
+from ddjax.types import Batch, InputError, Segment
+
+# What each stage's key is folded with; the numbers are names.
+_INITIAL, _STATE, _SEGMENTS, _LOOKS, _FINAL, _RANDOM_REAL = range(6)
+
+
+def run(config, workdir: Path, teachers_dir: Path) -> None:
+    """The whole pipeline of one config.
+
+    Args:
+      config: see configs/common.py.
+      workdir: of this run.
+      teachers_dir: shared between runs.
+    """
+    settings = settings_of(config)
+    if is_complete(config, workdir):
+        print(f"this run is complete: see {workdir / 'report.html'}")
+        return
+    setting = teachers_script.prepare(config)
+    initial = choose_initial(config, setting)
+    settings = settings._replace(
+        batch_size=settings.batch_size or len(initial.images)
+    ).check(len(initial.images))
+    # Only now, when the config has proved possible, is the folder taken.
+    claim(config, workdir)
+    store = teachers_script.train(config, setting, teachers_dir)
+    state = distil(config, workdir, setting, settings, initial, store)
+    conclude(config, workdir, setting, settings, initial, store, state)
+    print(f"report: {workdir / 'report.html'}")
+
+
+def settings_of(config) -> iadd.Settings:
+    """What the library needs of ``config.iadd``, checked."""
+    part, weight = config.iadd, config.iadd.importance
+    for field in ("ipc", "iterations", "segments"):
+        if part[field] < 1:
+            raise InputError(
+                f"iadd.{field} must be at least 1, not {part[field]}"
+            )
+    for group, field in (
+        ("evaluate", "networks"),
+        ("evaluate", "look_networks"),
+        ("evaluate", "looks"),
+        ("evaluate", "epochs"),
+        ("evaluate", "batch_size"),
+        ("log", "every"),
+        ("log", "checkpoint_every"),
+    ):
+        if config[group][field] < 1:
+            raise InputError(
+                f"{group}.{field} must be at least 1, not "
+                f"{config[group][field]}"
+            )
+    trajectories.check_range(part.max_start, part.span, config.teacher.epochs)
+    if part.segments % jax.local_device_count():
+        raise InputError(
+            f"iadd.segments must be a multiple of the "
+            f"{jax.local_device_count()} devices, not {part.segments}"
+        )
+    low, high = part.learning_rate_bounds
+    if not low <= part.learning_rate <= high:
+        raise InputError(
+            f"iadd.learning_rate must lie within its bounds {low} .. {high}, "
+            f"not at {part.learning_rate}"
+        )
+    settings = iadd.Settings(
+        inner_steps=part.inner_steps,
+        batch_size=part.batch_size,
+        augment=augment.parse(part.augment),
+        image_step=part.image_step,
+        image_momentum=part.momentum,
+        learning_rate_step=part.learning_rate_step,
+        label_step=part.label_step,
+        importance=importance_lib.Importance(**weight.to_dict()).check(),
+    )
+    if part.inner_steps < 1:
+        settings.check(sys.maxsize)
+    return settings
+
+
+def recipe_of(config) -> training.Recipe:
+    """How networks are trained on distilled images."""
+    part = config.evaluate
+    return training.Recipe(
+        epochs=part.epochs,
+        batch_size=part.batch_size,
+        momentum=part.momentum,
+        weight_decay=part.weight_decay,
+        decay_at_half=True,
+        augment=augment.parse(part.augment),
+    )
+
+
+def is_complete(config, workdir: Path) -> bool:
+    """Whether the folder holds this config's finished run.
+
+    Raises:
+      InputError: it holds another config's.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return False
+    try:
+        there = json.loads(path.read_text())["config"]
+    except (json.JSONDecodeError, KeyError):
+        raise InputError(
+            f"{path} is damaged: remove {workdir} or name another --workdir"
+        ) from None
+    changed = [
+        f"{field} is {there.get(field)!r} there and {value!r} here"
+        for field, value in _described(config).items()
+        if there.get(field) != value
+    ]
+    if changed:
+        raise InputError(
+            f"{workdir} holds a run of another config "
+            f"({'; '.join(changed[:3])}): name another --workdir"
+        )
+    return (workdir / "report.html").exists()
+
+
+def _described(config) -> dict[str, object]:
+    """The config as JSON gives it back: tuples are lists."""
+    return json.loads(json.dumps(common.flat(config)))
+
+
+def claim(config, workdir: Path) -> None:
+    """Makes the folder this config's, and writes down what runs in it."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    files.write_json(
+        workdir / "config.json",
+        {
+            "config": _described(config),
+            "command": " ".join(["python", *sys.argv]),
+            "versions": {
+                name: metadata.version(name)
+                for name in ("ddjax", "jax", "flax", "optax", "numpy")
+            },
+            "device": f"{jax.local_device_count()} x "
+            f"{jax.devices()[0].device_kind}",
+        },
+    )
+
+
+def choose_initial(config, setting) -> iadd.Distilled:
+    """Random real images of each class, class by class."""
+    train = setting.splits.train
+    key = jax.random.fold_in(jax.random.key(config.seed), _INITIAL)
+    chosen = sources.per_class_indices(
+        key, train.labels, setting.num_classes, config.iadd.ipc
+    )
+    return iadd.Distilled(
+        preprocess.apply(
+            setting.preprocessing, jnp.asarray(train.images[chosen])
+        ),
+        sources.one_hot(train.labels[chosen], setting.num_classes),
+        config.iadd.learning_rate,
+    )
+
+
+def distil(config, workdir, setting, settings, initial, store):
+    """The outer loop, from the last checkpoint to the last iteration."""
+    key = jax.random.key(config.seed)
+    state = iadd.init_state(
+        jax.random.fold_in(key, _STATE),
+        initial,
+        store.snapshot(0, 0),
+        settings,
+    )
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
+    restored = checkpoints.restore(state)
+    step = 0
+    if restored is not None:
+        step, state = restored
+        print(f"going on from the checkpoint of update {step}")
+    state = parallel.replicate(state)
+    # Before the first checkpoint nothing is kept, the look at step 0 included.
+    log = metrics.Metrics(workdir / "metrics.jsonl", step or -1)
+    (workdir / "looks").mkdir(exist_ok=True)
+    look_at = look_steps(config)
+    update = parallel.over_devices(
+        functools.partial(
+            iadd.update,
+            apply_fn=training.apply_fn_of(setting.module),
+            settings=settings,
+        )
+    )
+    segment_key = jax.random.fold_in(key, _SEGMENTS)
+    if step == 0:
+        look(config, workdir, setting, settings, state, 0, log)
+    spent, since = 0.0, step
+    bar = launch.progress(
+        "iadd", config.iadd.iterations, unit="update", initial=step
+    )
+    with bar:
+        while step < config.iadd.iterations:
+            segments = parallel.shard(
+                draw_segments(
+                    config, store, jax.random.fold_in(segment_key, step)
+                )
+            )
+            begin = time.perf_counter()
+            after, row = update(state, segments)
+            row = {name: float(value) for name, value in row.items()}
+            spent += time.perf_counter() - begin
+            _guard(config, step + 1, row, checkpoints)
+            state, step = after, step + 1
+            bar.update()
+            bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+            if step % config.log.every == 0 or step == config.iadd.iterations:
+                row["seconds"] = round(spent / (step - since), 4)  # an update
+                spent, since = 0.0, step
+                if state.importance is not None:
+                    row["importance"] = weight_summary(
+                        settings, state, _first(segments)
+                    )
+                log.write(step, row)
+            if step in look_at:
+                look(config, workdir, setting, settings, state, step, log)
+            if (
+                step % config.log.checkpoint_every == 0
+                or step == config.iadd.iterations
+            ):
+                checkpoints.save(step, state)
+    checkpoints.close()
+    return state
+
+
+def look_steps(config) -> list[int]:
+    """The updates after which the held-out images are looked at."""
+    looks, last = config.evaluate.looks, config.iadd.iterations
+    return sorted({round(last * (i + 1) / looks) for i in range(looks)} - {0})
+
+
+def draw_segments(config, store, key) -> Segment:
+    """``iadd.segments`` random segments, stacked."""
+    drawn = [
+        store.sample(
+            jax.random.fold_in(key, i),
+            max_start=config.iadd.max_start,
+            span=config.iadd.span,
+        )
+        for i in range(config.iadd.segments)
+    ]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
+
+
+def _first(segments) -> Segment:
+    return jax.tree.map(lambda leaf: leaf[0, 0], segments)
+
+
+def _guard(config, step, row, checkpoints) -> None:
+    """Stops a run that has left the numbers; its last checkpoint stays."""
+    low, high = config.iadd.learning_rate_bounds
+    last = checkpoints.latest()
+    kept = (
+        f"the checkpoint of update {last} in {checkpoints.folder} is kept"
+        if last is not None
+        else "there is no checkpoint yet"
+    )
+    for name in ("loss", "image_gradient_norm"):
+        if not np.isfinite(row[name]):
+            raise InputError(
+                f"update {step}: the {name.replace('_', ' ')} is {row[name]} "
+                f"at learning rate {row['learning_rate']:.3g}; lower "
+                f"iadd.image_step or iadd.learning_rate; {kept}"
+            )
+    if not low <= row["learning_rate"] <= high:
+        raise InputError(
+            f"update {step}: the learning rate {row['learning_rate']:.3g} "
+            f"leaves its bounds {low} .. {high}; lower "
+            f"iadd.learning_rate_step or widen iadd.learning_rate_bounds; "
+            f"{kept}"
+        )
+
+
+def look(config, workdir, setting, settings, state, step, log) -> None:
+    """Scores a state on held-out training images, and keeps its images."""
+    data = iadd.distilled(state, settings)
+    held_out = setting.splits.held_out
+    score = evaluate.evaluate(
+        jax.random.fold_in(
+            jax.random.fold_in(jax.random.key(config.seed), _LOOKS), 0
+        ),
+        evaluate.stored(data.images, data.labels),
+        Batch(held_out.images, held_out.labels),
+        setting.module,
+        recipe=recipe_of(config),
+        learning_rate=data.learning_rate,
+        num_networks=config.evaluate.look_networks,
+        test_preprocessing=setting.preprocessing,
+    )
+    with files.atomic_write(workdir / "looks" / f"{step:07d}.npz") as file:
+        np.savez(file, **{k: np.asarray(v) for k, v in data._asdict().items()})
+    log.write(
+        step, {"held_out_accuracy": score.mean, "held_out_std": score.std}
+    )
+
+
+def weight_summary(settings, state, segment) -> dict[str, dict[str, float]]:
+    """W's spread in every tensor."""
+    weights = importance_lib.weights(
+        settings.importance, state.importance, segment
+    )
+    return {
+        _name(path): {
+            "mean": float(leaf.mean()),
+            "std": float(leaf.std()),
+            "min": float(leaf.min()),
+            "max": float(leaf.max()),
+        }
+        for path, leaf in jax.tree_util.tree_leaves_with_path(weights)
+    }
+
+
+def _name(path) -> str:
+    return ".".join(entry.key for entry in path)
+
+
+def conclude(config, workdir, setting, settings, initial, store, state):
+    """Everything after the last update; the one use of the test set."""
+    rows = metrics.read(workdir / "metrics.jsonl")
+    looks = {
+        row["step"]: row["held_out_accuracy"]
+        for row in rows
+        if "held_out_accuracy" in row
+    }
+    # Step 0 is only the curve's start. The earliest of equals is taken: later
+    # updates bought nothing that was seen.
+    del looks[0]
+    selected = max(sorted(looks), key=looks.get)
+    chosen = _load_look(workdir, selected)
+    scores = final_scores(config, workdir, setting, initial, looks, selected)
+    write_difference(config, workdir, setting, settings, store, state)
+    names = setting.splits.train.class_names
+    pixels = functools.partial(preprocess.invert, setting.preprocessing)
+    artifact.save(
+        workdir / "distilled.npz",
+        artifact.Artifact(
+            pixels(chosen.images),
+            chosen.labels,
+            float(chosen.learning_rate),
+            setting.preprocessing,
+            {
+                "class_names": list(names),
+                "method": "IADD",
+                "model": config.model.to_dict(),
+                "augmentation": config.iadd.augment,
+                "evaluation": recipe_of(config)._asdict(),
+                "selected_step": selected,
+                "config": common.flat(config),
+                "versions": json.loads((workdir / "config.json").read_text())[
+                    "versions"
+                ],
+                "scores": scores,
+            },
+        ),
+    )
+    with files.atomic_write(workdir / "initial.npz") as file:
+        np.savez(
+            file,
+            images=np.asarray(pixels(initial.images)),
+            labels=np.asarray(initial.labels),
+        )
+    report.save_picture(
+        workdir / "distilled.png",
+        np.asarray(pixels(chosen.images)),
+        np.asarray(chosen.labels).argmax(-1),
+        names,
+    )
+    files.write_json(workdir / "eval.json", scores)
+    report.write_report(workdir)
+    for row, by_model in scores.items():
+        for model, score in by_model.items():
+            print(
+                f"{row:16} {model:8} {100 * score['mean']:6.2f} % "
+                f"+- {100 * score['ci95']:.2f} (95% of "
+                f"{len(score['accuracies'])} networks)"
+            )
+
+
+def _load_look(workdir, step) -> iadd.Distilled:
+    with np.load(
+        workdir / "looks" / f"{step:07d}.npz", allow_pickle=False
+    ) as file:
+        return iadd.Distilled(**{name: file[name] for name in file.files})
+
+
+def final_scores(config, workdir, setting, initial, looks, selected):
+    """eval.json: {row: {model: {mean, std, ci95, accuracies}}}."""
+    train, _, test = setting.splits
+    key = jax.random.fold_in(jax.random.key(config.seed), _FINAL)
+    score = functools.partial(
+        evaluate.evaluate,
+        test=Batch(test.images, test.labels),
+        num_networks=config.evaluate.networks,
+        test_preprocessing=setting.preprocessing,
+    )
+    recipe = recipe_of(config)
+    last = config.iadd.iterations
+
+    def on(data, module, rate=None):
+        return score(
+            key,
+            evaluate.stored(data.images, data.labels),
+            module=module,
+            recipe=recipe,
+            learning_rate=data.learning_rate if rate is None else rate,
+        )
+
+    rows: dict[str, dict] = {}
+
+    def add(row, model, result, **more):
+        rows.setdefault(row, {})[model] = {
+            "mean": result.mean,
+            "std": result.std,
+            "ci95": result.ci95,
+            "accuracies": result.accuracy.tolist(),
+            **more,
+        }
+
+    bar = launch.progress("test", 5 * len(config.evaluate.models), unit="row")
+    for model in config.evaluate.models:
+        module = (
+            setting.module
+            if model == config.model.name
+            else models.build(model, num_classes=setting.num_classes)
+        )
+        at_looks = {
+            step: on(_load_look(workdir, step), module)
+            for step in sorted(looks)
+        }
+        bar.update()
+        best = max(at_looks, key=lambda step: at_looks[step].mean)
+        add("distilled", model, at_looks[selected])
+        add("distilled_last", model, at_looks[last])
+        bar.update()
+        add(
+            "random_real",
+            model,
+            _random_real(config, setting, module, score, recipe),
+        )
+        bar.update()
+        add(
+            "real_initial",
+            model,
+            on(initial, module, config.evaluate.real_learning_rate),
+        )
+        bar.update()
+        add(
+            "full_data",
+            model,
+            score(
+                key,
+                evaluate.stored(
+                    train.images,
+                    sources.one_hot(train.labels, setting.num_classes),
+                ),
+                module=module,
+                recipe=training.Recipe(
+                    epochs=config.teacher.epochs,
+                    batch_size=config.teacher.batch_size,
+                    augment=augment.parse(config.teacher.augment),
+                ),
+                learning_rate=config.teacher.learning_rate,
+                preprocessing=setting.preprocessing,
+            ),
+        )
+        bar.update()
+        add(
+            "best_of_looks",
+            model,
+            at_looks[best],
+            looks=len(at_looks),
+            step=best,
+        )
+    bar.close()
+    return rows
+
+
+def _random_real(config, setting, module, score, recipe):
+    """As many real images; each network draws its own."""
+    train = setting.splits.train
+    key = jax.random.fold_in(jax.random.key(config.seed), _RANDOM_REAL)
+    accuracies = []
+    for network in range(config.evaluate.networks):
+        draw = jax.random.fold_in(key, network)
+        chosen = sources.per_class_indices(
+            draw, train.labels, setting.num_classes, config.iadd.ipc
+        )
+        accuracies += score(
+            draw,
+            evaluate.stored(
+                preprocess.apply(setting.preprocessing, train.images[chosen]),
+                sources.one_hot(train.labels[chosen], setting.num_classes),
+            ),
+            module=module,
+            recipe=recipe,
+            learning_rate=config.evaluate.real_learning_rate,
+            num_networks=1,
+        ).accuracy.tolist()
+    return evaluate.summarise(accuracies)
+
+
+def write_difference(config, workdir, setting, settings, store, state):
+    """How far the last student ends from its teacher, parameter by parameter.
+
+    One segment, drawn for this purpose; at most 20,000 parameters a tensor.
+    """
+    key = jax.random.fold_in(jax.random.key(config.seed), _FINAL)
+    segment = store.sample(
+        key, max_start=config.iadd.max_start, span=config.iadd.span
+    )
+    student, _ = iadd.unroll_student(
+        iadd.distilled(state, settings),
+        segment.start,
+        key,
+        apply_fn=training.apply_fn_of(setting.module),
+        settings=settings,
+    )
+    weights = importance_lib.weights(
+        settings.importance, state.importance, segment
+    )
+    arrays = {}
+    for group, tree in (
+        ("student_target", jax.tree.map(jnp.subtract, student, segment.target)),
+        (
+            "start_target",
+            jax.tree.map(np.subtract, segment.start, segment.target),
+        ),
+        ("importance", weights or {}),
+    ):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            values = np.ravel(np.asarray(leaf, np.float32))
+            stride = -(-values.size // 20_000)
+            arrays[f"{group}/{_name(path)}"] = values[::stride]
+    with files.atomic_write(workdir / "difference.npz") as file:
+        np.savez(file, **arrays)
+
+
+if __name__ == "__main__":
+    launch.main(run, __doc__)

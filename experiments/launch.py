@@ -1,0 +1,178 @@
+"""What every script shares: the path, the flags, and clear refusals.
+
+Imported first by each script, so that ``configs`` is found from any folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from absl import flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from configs import common
+from ddjax.types import InputError
+
+FLAGS = flags.FLAGS
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, for example configs/tiny.py."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "the run's folder; runs/<script>-<config> by default"
+)
+_TEACHERS = flags.DEFINE_string(
+    "teachers", "runs/teachers", "shared teachers; runs/teachers by default"
+)
+
+
+def main(run: Callable[..., None], description: str) -> None:
+    """Parses the command line, calls ``run``, and leaves with a plain word.
+
+    Exit codes: 0 done, 2 the user's mistake (one sentence on stderr).
+
+    Args:
+      run: run(config, workdir, teachers).
+      description: the script's docstring.
+    """
+    if any(word in ("-h", "--help", "-help") for word in sys.argv[1:]):
+        print(_help(description))
+        sys.exit(0)
+    try:
+        config, name = _parse(sys.argv)
+        script = Path(sys.argv[0]).stem
+        workdir = Path(_WORKDIR.value or f"runs/{script}-{name}")
+        run(config, workdir, Path(_TEACHERS.value))
+    except InputError as error:
+        _refuse(str(error))
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            _refuse(
+                f"the disk is full ({error.filename or 'while writing'}): "
+                "free some space and run the same command, it goes on from "
+                "its last checkpoint"
+            )
+        if error.errno in (
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+            errno.ENOTDIR,
+            errno.EEXIST,
+            errno.ENOENT,
+        ):
+            _refuse(
+                f"cannot use {error.filename}: {error.strerror}; name "
+                "another folder with --workdir or --teachers"
+            )
+        raise
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def progress(what: str, total: int, *, unit: str, initial: int = 0) -> tqdm:
+    """A bar with the time left; in a log file, a line now and then."""
+    return tqdm(
+        desc=what,
+        total=total,
+        unit=unit,
+        initial=initial,
+        leave=False,
+        mininterval=0.2 if sys.stderr.isatty() else 30,
+    )
+
+
+def _refuse(sentence: str) -> None:
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _parse(argv: list[str]) -> tuple[Any, str]:
+    """(locked config, its name), or InputError in one sentence."""
+    try:
+        rest = FLAGS(argv)
+        if len(rest) > 1:
+            raise InputError(
+                f"unexpected argument {rest[1]!r}: flags start with --"
+            )
+        config = _CONFIG.value
+        if config is None:
+            raise InputError(
+                "no config: add for example --config=configs/tiny.py"
+            )
+        filename = config_flags.get_config_filename(FLAGS["config"])
+        path, _, argument = filename.partition(":")
+        if not Path(path).is_file():
+            raise InputError(
+                f"there is no config file {path}: check the path after "
+                "--config="
+            )
+        missing = [f for f in common.FIELDS if not _has(config, f)]
+    except InputError:
+        raise
+    except (OSError, ImportError, SyntaxError) as error:
+        raise InputError(
+            f"cannot load the config file ({_plain(error)}): check the path "
+            "after --config="
+        ) from None
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        flags.Error,
+    ) as error:
+        raise InputError(
+            f"bad flag: {_plain(error)} (--help lists the fields)"
+        ) from None
+    if missing:
+        raise InputError(
+            f"{filename} lacks the field {missing[0]}: start its get_config "
+            "from configs.common.base()"
+        )
+    name = Path(path).stem + (
+        "-" + "".join(c if c.isalnum() else "-" for c in argument)
+        if argument
+        else ""
+    )
+    return config, name
+
+
+def _has(config: Any, field: str) -> bool:
+    for name in field.split("."):
+        if name not in config:
+            return False
+        config = config[name]
+    return True
+
+
+def _plain(error: Exception) -> str:
+    """An exception's first telling line, without quotes and escapes."""
+    text = str(error).replace("\\n", "\n").replace("\\'", "'")
+    lines = [line.strip(" '\"") for line in text.splitlines()]
+    return " ".join(line for line in lines if line) or type(error).__name__
+
+
+def _help(description: str) -> str:
+    lines = [
+        description.strip(),
+        "",
+        "Flags:",
+        "  --config=FILE[:ARG]    config file, for example configs/tiny.py",
+        f"  --workdir=FOLDER       {FLAGS['workdir'].help}",
+        f"  --teachers=FOLDER      {FLAGS['teachers'].help}",
+        "  --config.FIELD=VALUE   overrides a field of the config, after "
+        "--config",
+        "",
+        "Fields, with the defaults that a config file starts from:",
+    ]
+    for field, (default, meaning) in common.FIELDS.items():
+        lines.append(f"  {field + '=' + str(default):44} {meaning}")
+    return "\n".join(lines)

@@ -1,0 +1,29 @@
+"""Four CPU devices, and checked shapes in every function of the library."""
+
+import os
+
+# Before JAX is imported: it reads both once. Nearly all of the time goes into
+# compiling, half of it into machine code better than tiny arrays need.
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_parallel_codegen_split_count=1",
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=4",
+    )
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+# Not in a `with`: modules that a test imports later are to be checked too.
+install_import_hook("ddjax", "beartype.beartype")
+
+
+@pytest.fixture
+def x64():
+    """A test in double precision."""
+    with jax.enable_x64(True):
+        yield

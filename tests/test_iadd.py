@@ -1,0 +1,468 @@
+"""The outer step: every number by hand, every switch, every device."""
+
+import functools
+import logging
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from ddjax import iadd, importance, models, parallel, training
+from ddjax.importance import Importance
+from ddjax.models.layers import Dense
+from ddjax.types import InputError, Segment
+from ddjax.unroll import minibatch_indices
+
+CLASSES, EXAMPLES, SIZE = 3, 6, (2, 3, 1)
+NETWORK = models.build("mlp", num_classes=CLASSES, width=5)
+PLAIN = iadd.Settings(
+    inner_steps=2, batch_size=4, image_step=2.0, learning_rate_step=0.05
+)
+LEARNED = PLAIN._replace(
+    importance=Importance("exponential", step=0.1, bound=3.0)
+)
+
+
+class Linear(nn.Module):
+    """The network that compiles fastest."""
+
+    @nn.compact
+    def __call__(self, images):
+        return Dense(CLASSES)(images.reshape(len(images), -1)), {}
+
+
+LINEAR = Linear()
+
+
+@functools.cache
+def params(seed, network=NETWORK):
+    return models.init_params(network, jax.random.key(seed), SIZE)
+
+
+@functools.cache
+def segments(count, network=NETWORK):
+    """Leaves lead with count: teachers that have moved a little."""
+
+    def one(seed):
+        start, other = params(seed, network), params(seed + 100, network)
+        return Segment(
+            start, jax.tree.map(lambda a, b: a + 0.3 * b, start, other)
+        )
+
+    return jax.tree.map(
+        lambda *leaves: np.stack(leaves), *(one(s) for s in range(count))
+    )
+
+
+def initial():
+    rng = np.random.default_rng(0)
+    return iadd.Distilled(
+        np.float32(rng.normal(size=(EXAMPLES, *SIZE))),
+        np.eye(CLASSES, dtype=np.float32)[np.arange(EXAMPLES) % CLASSES],
+        0.3,
+    )
+
+
+def begin(settings, network=NETWORK):
+    return iadd.init_state(
+        jax.random.key(7), initial(), params(0, network), settings
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("settings", "network"))
+def update(state, segments, *, settings, network=NETWORK):
+    return iadd.update(
+        state,
+        segments,
+        apply_fn=training.apply_fn_of(network),
+        settings=settings,
+    )
+
+
+# --- By hand, in float64, without the library's losses, loops or optimisers --
+
+
+def network_by_hand(p, images):
+    x = images.reshape(len(images), -1)
+    for name in ("dense0", "dense1"):
+        x = jnp.maximum(x @ p[name]["kernel"] + p[name]["bias"], 0)
+    return x @ p["head"]["kernel"] + p["head"]["bias"]
+
+
+def loss_by_hand(variables, segment, batches, settings):
+    images, labels, rate, raw = variables
+    if settings.label_step:
+        labels = jnp.exp(labels) / jnp.exp(labels).sum(1, keepdims=True)
+
+    def inner(p, batch):
+        z = network_by_hand(p, images[batch])
+        log_p = z - jnp.log(jnp.exp(z).sum(1, keepdims=True))
+        return -(labels[batch] * log_p).sum() / settings.batch_size
+
+    start, target = segment
+    p = start
+    for batch in batches:
+        g = jax.grad(inner)(p, batch)
+        p = jax.tree.map(lambda p, g: p - rate * g, p, g)
+
+    def flat(tree):
+        return jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)])
+
+    p, start, target = flat(p), flat(start), flat(target)
+    w = jnp.ones_like(p)
+    if settings.importance.form == "exponential":
+        w = jnp.exp(flat(raw))
+        w = w / jnp.sqrt((w**2).mean())
+    return ((w * (p - target)) ** 2).sum() / ((start - target) ** 2).sum()
+
+
+def updates_by_hand(settings, count, steps):
+    """(losses, images, labels, learning rate, raw weights) after ``steps``."""
+    data, s = initial(), settings.importance
+    labels = np.float64(data.labels)
+    if settings.label_step:
+        labels = np.log(labels * 0.9 + 0.1 / CLASSES)
+    raw = jax.tree.map(np.zeros_like, params(0))
+    values = jax.tree.map(
+        np.float64, (data.images, labels, np.float32(data.learning_rate), raw)
+    )
+    velocity = jax.tree.map(np.zeros_like, values)
+    square = jax.tree.map(np.zeros_like, values[3])
+    all_segments = jax.tree.map(np.float64, segments(count))
+    losses = []
+    solve = jax.jit(
+        jax.value_and_grad(loss_by_hand), static_argnames="settings"
+    )
+    for step in range(steps):
+        step_key = jax.random.fold_in(jax.random.key(7), step)
+        loss, grads = 0.0, []
+        for index in range(count):
+            order_key, _ = jax.random.split(jax.random.fold_in(step_key, index))
+            batches = minibatch_indices(
+                order_key, EXAMPLES, settings.batch_size, settings.inner_steps
+            )
+            part, grad = solve(
+                values,
+                jax.tree.map(lambda leaf: leaf[index], all_segments),
+                batches,
+                settings=settings,
+            )
+            loss += part / count
+            grads.append(jax.tree.map(np.asarray, grad))
+        grads = jax.tree.map(lambda *g: np.mean(g, 0), *grads)
+        losses.append(loss)
+        rates = (
+            settings.image_step,
+            settings.label_step,
+            settings.learning_rate_step,
+        )
+        moved = []
+        for v, g, m, rate in zip(values[:3], grads[:3], velocity[:3], rates):
+            m = 0.5 * m + g
+            moved.append((v - rate * m, m))
+        mean = jax.tree.map(
+            lambda m, g: 0.9 * m + 0.1 * g, velocity[3], grads[3]
+        )
+        square = jax.tree.map(
+            lambda q, g: 0.999 * q + 0.001 * g**2, square, grads[3]
+        )
+        raw = jax.tree.map(
+            lambda v, m, q: (
+                v
+                - s.step
+                * (m / (1 - 0.9 ** (step + 1)))
+                / (np.sqrt(q / (1 - 0.999 ** (step + 1))) + 1e-8)
+            ),
+            values[3],
+            mean,
+            square,
+        )
+        values = (*(v for v, _ in moved), raw)
+        velocity = (*(m for _, m in moved), mean)
+    return losses, *values
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [LEARNED, PLAIN._replace(label_step=3.0)],
+    ids=["importance", "labels"],
+)
+def test_update_by_hand(settings):
+    with jax.enable_x64(True):
+        losses, images, labels, rate, raw = updates_by_hand(settings, 2, 2)
+    state, found = begin(settings), []
+    for step in range(2):
+        assert state.step == step
+        state, metrics = update(state, segments(2), settings=settings)
+        found.append(metrics["loss"])
+    # A hundred operations a value, each of 6e-8, the biggest of order 1.
+    close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
+    close(found, losses)
+    close(state.images, images)
+    close(state.labels, labels)
+    close(state.learning_rate, rate)
+    close(metrics["learning_rate"], rate)
+    assert state.step == 2 and state.step.dtype == jnp.int32
+    # The test would see nothing if nothing moved.
+    assert np.abs(images - initial().images).max() > 0.01
+    assert abs(rate - 0.3) > 0.005
+    if settings.label_step:
+        assert np.abs(labels - begin(settings).labels).max() > 0.01
+        assert state.importance is None
+    else:
+        np.testing.assert_array_equal(state.labels, initial().labels)
+        # Adam divides by the gradient: where that is rounding, so is v.
+        chex.assert_trees_all_close(
+            state.importance, jax.tree.map(np.float32, raw), atol=2e-3
+        )
+
+
+def test_ascent_is_the_opposite_of_descent_and_bounded():
+    bounded = LEARNED.importance._replace(step=10.0, bound=0.5)
+    moved = {}
+    for direction in ("descend", "ascend"):
+        settings = LEARNED._replace(
+            importance=bounded._replace(direction=direction)
+        )
+        state, _ = update(
+            begin(settings, LINEAR),
+            segments(1, LINEAR),
+            settings=settings,
+            network=LINEAR,
+        )
+        moved[direction] = jax.tree.leaves(state.importance)
+    flat = np.concatenate([np.ravel(v) for v in moved["descend"]])
+    # A step of ten goes to the bound in one, and not past it.
+    assert flat.max() == 0.5 and flat.min() == -0.5
+    for down, up in zip(moved["descend"], moved["ascend"]):
+        np.testing.assert_array_equal(up, -down)
+
+
+def test_distilled_labels():
+    settings = PLAIN._replace(label_step=0.1)
+    state = begin(settings)
+    np.testing.assert_allclose(
+        iadd.distilled(state, settings).labels,
+        initial().labels * 0.9 + 0.1 / CLASSES,
+        rtol=1e-5,
+    )
+    np.testing.assert_array_equal(
+        iadd.distilled(begin(PLAIN), PLAIN).labels, initial().labels
+    )
+
+
+def test_initial_state():
+    state = begin(LEARNED)
+    assert state.images.dtype == jnp.float32
+    assert state.learning_rate.dtype == jnp.float32
+    assert not state.learning_rate.weak_type
+    assert state.step == 0
+    chex.assert_trees_all_equal(
+        state.importance, jax.tree.map(jnp.zeros_like, params(0))
+    )
+
+
+# --- Devices -----------------------------------------------------------------
+
+
+def leaves_of(state):
+    return (
+        state.images,
+        state.learning_rate,
+        state.importance,
+        jax.random.key_data(state.key),
+        state.step,
+    )
+
+
+def test_devices_agree(caplog):
+    """pmap, vmap with a mean, and one device walk the same way; pmap compiles
+    once."""
+    assert jax.local_device_count() == 4
+    settings = LEARNED
+    one = functools.partial(
+        iadd.update,
+        apply_fn=training.apply_fn_of(LINEAR),
+        settings=settings,
+    )
+    alone = functools.partial(update, settings=settings, network=LINEAR)
+    spread = parallel.over_devices(one)
+    many = jax.jit(
+        jax.vmap(
+            functools.partial(one, axis_name=parallel.AXIS),
+            axis_name=parallel.AXIS,
+            in_axes=(None, 0),
+            out_axes=None,
+        )
+    )
+    data = segments(4, LINEAR)
+    on_pmap = parallel.replicate(begin(settings, LINEAR))
+    on_vmap = on_one = begin(settings, LINEAR)
+    sharded = parallel.shard(data)
+    assert jax.tree.leaves(sharded)[0].shape[:2] == (4, 1)
+    compiled = []
+    for _ in range(3):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING), jax.log_compiles(True):
+            on_pmap, metrics = spread(on_pmap, sharded)
+            jax.block_until_ready(on_pmap)
+        compiled.append(sum("Compiling" in r.message for r in caplog.records))
+        on_vmap, vmap_metrics = many(on_vmap, sharded)
+        on_one, one_metrics = alone(on_one, data)
+    assert compiled[0] > 0 and compiled[1:] == [0, 0]
+    assert on_pmap.images.shape == on_one.images.shape
+    for other, figures in ((on_vmap, vmap_metrics), (on_one, one_metrics)):
+        chex.assert_trees_all_close(
+            leaves_of(on_pmap), leaves_of(other), rtol=1e-4, atol=1e-4
+        )
+        chex.assert_trees_all_close(metrics, figures, rtol=1e-4, atol=1e-5)
+    # The devices had different work: the first one's alone is another.
+    grads = [
+        alone(
+            begin(settings, LINEAR),
+            jax.tree.map(lambda leaf: leaf[np.full(4, i)], data),
+        )[1]["image_gradient_norm"]
+        for i in range(2)
+    ]
+    assert abs(grads[0] - grads[1]) > 1e-3
+
+
+# --- The forms of W ----------------------------------------------------------
+
+
+def raw_like(tree, per):
+    rng = np.random.default_rng(3)
+    return jax.tree.map(
+        lambda leaf: np.float32(
+            rng.normal(size=leaf.shape if per == "parameter" else ())
+        ),
+        tree,
+    )
+
+
+def mean_square(w, like):
+    """Scalars count once for each of their tensor's parameters."""
+    full = jax.tree.map(lambda w, p: np.broadcast_to(w, p.shape), w, like)
+    flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(full)])
+    return float(np.mean(flat**2))
+
+
+def one_segment():
+    return jax.tree.map(lambda leaf: leaf[0], segments(1))
+
+
+@pytest.mark.parametrize("per", ["parameter", "tensor"])
+@pytest.mark.parametrize("form", ["free", "clipped", "exponential"])
+def test_learned_forms(form, per):
+    switches = Importance(form, per, bound=0.7, rescale="none")
+    raw = importance.project(switches, raw_like(params(0), per))
+    low, high = {
+        "free": (-np.inf, np.inf),
+        "clipped": (0, np.inf),
+        "exponential": (-0.7, 0.7),
+    }[form]
+    expected = jax.tree.map(
+        lambda v: np.clip(v, low, high), raw_like(params(0), per)
+    )
+    chex.assert_trees_all_equal(raw, expected)
+    w = importance.weights(switches, raw, one_segment())
+    if form == "exponential":
+        expected = jax.tree.map(np.exp, expected)
+    chex.assert_trees_all_close(w, expected, rtol=1e-6)
+    neutral = importance.init(switches, params(0))
+    w = importance.weights(switches, neutral, one_segment())
+    assert all((leaf == 1).all() for leaf in jax.tree.leaves(w))
+    shape = () if per == "tensor" else (6, 5)
+    assert neutral["dense0"]["kernel"].shape == shape
+
+
+@pytest.mark.parametrize("per", ["parameter", "tensor"])
+@pytest.mark.parametrize("form", ["free", "exponential", "displacement"])
+def test_rescale(form, per):
+    segment = one_segment()
+    like = segment.start
+    for over in ("network", "tensor"):
+        switches = Importance(form, per, bound=3.0, rescale=over)
+        raw = raw_like(like, per) if switches.learned else None
+        w = importance.weights(switches, raw, segment)
+        np.testing.assert_allclose(mean_square(w, like), 1, rtol=1e-5)
+        each = [
+            mean_square(a, b)
+            for a, b in zip(jax.tree.leaves(w), jax.tree.leaves(like))
+        ]
+        # Held over each tensor, or not over each but over all.
+        assert np.allclose(each, 1, rtol=1e-5) == (over == "tensor")
+
+
+def test_no_importance():
+    assert importance.init(Importance("none"), params(0)) is None
+    assert importance.weights(Importance("none"), None, one_segment()) is None
+    assert importance.init(Importance("displacement"), params(0)) is None
+
+
+@pytest.mark.parametrize("per", ["parameter", "tensor"])
+def test_displacement(per):
+    segment = one_segment()
+    switches = Importance(
+        "displacement", per, bound=0.4, rescale="none", power=0.5
+    )
+    moves = jax.tree.map(lambda a, b: np.abs(a - b), *segment)
+    flat = np.concatenate([np.ravel(m) for m in jax.tree.leaves(moves)])
+    if per == "tensor":
+        moves = jax.tree.map(lambda m: np.sqrt((m**2).mean()), moves)
+    expected = jax.tree.map(
+        lambda m: np.clip(
+            np.sqrt(m / np.sqrt((flat**2).mean())), np.exp(-0.4), np.exp(0.4)
+        ),
+        moves,
+    )
+    w = importance.weights(switches, None, segment)
+    chex.assert_trees_all_close(w, expected, rtol=1e-5)
+
+    def total(segment):
+        w = importance.weights(switches, None, segment)
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(w))
+
+    grads = jax.grad(total)(jax.tree.map(jnp.asarray, segment))
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_displacement_of_a_parameter_that_stays():
+    """Finite, and at the lower bound."""
+    start, target = one_segment()
+    target = {**target, "head": start["head"]}
+    switches = Importance("displacement", bound=1.0, rescale="none")
+    w = importance.weights(switches, None, Segment(start, target))
+    np.testing.assert_allclose(w["head"]["kernel"], np.exp(-1), rtol=1e-6)
+
+
+# --- Refusals ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"inner_steps": 0}, "inner_steps"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": EXAMPLES + 1}, "batch_size"),
+        ({"importance": Importance("expo")}, "exponential"),
+        ({"importance": Importance(per="layer")}, "tensor"),
+        ({"importance": Importance(rescale="all")}, "network"),
+        ({"importance": Importance(direction="up")}, "ascend"),
+        ({"importance": Importance(bound=0.0)}, "bound"),
+        ({"importance": Importance(step=-1.0)}, "step"),
+    ],
+)
+def test_impossible_settings(changes, said):
+    with pytest.raises(InputError, match=said):
+        begin(PLAIN._replace(**changes))
+
+
+def test_images_that_are_not_finite():
+    data = initial()
+    data.images[1, 0, 0, 0] = np.nan
+    with pytest.raises(InputError, match="finite"):
+        iadd.init_state(jax.random.key(0), data, params(0), PLAIN)

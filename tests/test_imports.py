@@ -1,0 +1,43 @@
+"""What an import brings along."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = (
+    "flax",
+    "tensorflow_datasets",
+    "tensorflow",
+    "orbax",
+    "ml_collections",
+    "matplotlib",
+    "sklearn",
+)
+
+
+def loaded(statement):
+    """Which heavy packages a fresh interpreter has loaded after it."""
+    program = f"import sys\n{statement}\nprint(*sys.modules)"
+    output = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    return set(HEAVY) & {name.partition(".")[0] for name in output}
+
+
+def test_losses_need_jax_alone():
+    assert loaded("import ddjax.losses, ddjax.unroll, ddjax.ops") == set()
+
+
+def test_update_and_data_need_nothing_of_the_scripts():
+    found = loaded("import ddjax.iadd, ddjax.data.sources, ddjax.trajectories")
+    assert found & {"tensorflow_datasets", "matplotlib", "sklearn"} == set()
+
+
+@pytest.mark.parametrize("module", ["ddjax", "ddjax.losses", "ddjax.iadd"])
+def test_public_names_exist(module):
+    found = __import__(module, fromlist=["_"])
+    assert found.__all__ and all(hasattr(found, n) for n in found.__all__)

@@ -1,0 +1,50 @@
+"""Metrics: a killed run goes on without gaps, doubles or half lines."""
+
+import json
+
+import pytest
+
+from ddjax import metrics
+from ddjax.metrics import Metrics
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = Metrics(path, 0)
+    for step in range(1, 6):
+        log.write(step, {"loss": step / 2})
+    return path
+
+
+def steps(path):
+    return [row["step"] for row in metrics.read(path)]
+
+
+def test_round_trip(path):
+    assert metrics.read(path)[1] == {"step": 2, "loss": 1.0}
+    assert steps(path) == [1, 2, 3, 4, 5]
+    # A whole line is there as soon as it is written.
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_resume_forgets_what_comes_again(path):
+    log = Metrics(path, 3)
+    assert steps(path) == [1, 2, 3]
+    log.write(4, {"loss": 0.0})
+    assert steps(path) == [1, 2, 3, 4]
+    assert metrics.read(path)[-1]["loss"] == 0.0
+
+
+def test_half_a_line(path):
+    with open(path, "a") as file:
+        file.write('{"step": 6, "lo')
+    assert steps(path) == [1, 2, 3, 4, 5]
+    Metrics(path, 5).write(6, {"loss": 3.0})
+    assert steps(path) == [1, 2, 3, 4, 5, 6]
+    assert path.read_text().endswith("3.0}\n")
+
+
+def test_new_run_in_an_old_file(path):
+    Metrics(path, -1)
+    assert path.read_text() == ""

@@ -1,0 +1,242 @@
+"""The convolution: every derivative against XLA's own, and its form."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jaxtyping import TypeCheckError
+
+from ddjax import ops
+from ddjax.ops import conv2d
+
+# kernel, stride, padding, channels, image. Both sides of 16 channels, where
+# the kernel gradient changes its way, odd and even images.
+CASES = {
+    "1x1 crops": ((1, 1), 1, ((0, 2), (1, 0)), 17, (4, 5)),
+    "1x1 stride 2": ((1, 1), 2, "VALID", 17, (5, 6)),
+    "3x3 narrow": ((3, 3), 1, "SAME", 3, (7, 5)),
+    "3x3 wide": ((3, 3), 1, "SAME", 16, (5, 6)),
+    "3x3 asymmetric": ((3, 3), 1, ((2, 0), (1, 3)), 17, (5, 4)),
+    "3x3 stride 2": ((3, 3), 2, "SAME", 17, (7, 6)),
+    "3x3 leftover": ((3, 3), 2, "VALID", 3, (6, 7)),
+    "5x5": ((5, 5), 1, "VALID", 17, (7, 6)),
+    "5x5 stride 2": ((5, 5), 2, ((1, 3), (2, 0)), 3, (7, 7)),
+    "2x3": ((2, 3), 1, "SAME", 17, (5, 5)),
+    "2x3 mixed": ((2, 3), (1, 2), ((1, 0), (0, 2)), 3, (5, 7)),
+}
+
+
+def stock(x, w, *, stride=1, padding="SAME"):
+    strides = (stride, stride) if isinstance(stride, int) else stride
+    return lax.conv_general_dilated(
+        x, w, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def operands(kernel, channels, image, *, lead=(), features=2):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(*lead, 2, *image, channels))
+    w = rng.normal(size=(*lead, *kernel, channels, features)) / 5
+    return x, w
+
+
+def derivatives(conv, x, w):
+    """Value, two steps of descent in a scan, and the gradient through it."""
+
+    def loss(x, w):
+        y = conv(x, w)
+        return jnp.sum(jnp.sin(y) * jnp.linspace(0, 1, y.size).reshape(y.shape))
+
+    def step(carry, _):
+        grads = jax.grad(loss, (0, 1))(*carry)
+        return jax.tree.map(lambda p, g: p - 0.3 * g, carry, grads), None
+
+    def descend(carry):
+        after, _ = lax.scan(
+            jax.checkpoint(step, prevent_cse=False), carry, length=2
+        )
+        return jnp.sum(jnp.cos(after[0])) + jnp.sum(jnp.sin(after[1])), after
+
+    (_, after), grads = jax.value_and_grad(descend, has_aux=True)((x, w))
+    return conv(x, w), after, grads
+
+
+def assert_close(found, expected, rtol):
+    """Largest error against the largest entry, leaf by leaf."""
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    for a, b in pairs:
+        assert a.shape == b.shape and a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=0, atol=rtol * np.abs(b).max())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_derivatives(case, x64):
+    kernel, stride, padding, channels, image = CASES[case]
+    x, w = operands(kernel, channels, image)
+
+    def both(x, w):
+        return [
+            derivatives(
+                lambda x, w: conv(x, w, stride=stride, padding=padding), x, w
+            )
+            for conv in (conv2d, stock)
+        ]
+
+    found, expected = jax.jit(both)(x, w)
+    assert_close(found, expected, 1e-12)
+
+
+def double(conv, x, w):
+    """The gradient of the size of the gradients, to both operands."""
+
+    def size(x, w):
+        grads = jax.grad(lambda *xw: jnp.sum(jnp.sin(conv(*xw))), (0, 1))(x, w)
+        return sum(jnp.sum(g**2) for g in grads)
+
+    return jax.grad(size, (0, 1))(x, w)
+
+
+def test_third_order(x64):
+    x, w = operands((3, 3), 3, (4, 5))
+
+    def third(x, w):
+        def along(f):
+            return lambda x, w: sum(
+                jnp.sum(jnp.sin(g)) for g in jax.grad(f, (0, 1))(x, w)
+            )
+
+        return [
+            jax.grad(
+                along(along(lambda x, w: jnp.sum(jnp.sin(conv(x, w))))), (0, 1)
+            )(x, w)
+            for conv in (conv2d, stock)
+        ]
+
+    assert_close(*jax.jit(third)(x, w), 1e-12)
+
+
+def test_vmap_and_map(x64):
+    x, w = operands((3, 3), 16, (4, 5), lead=(3,))
+
+    def mapped(x, w):
+        def of(x, w):
+            return double(conv2d, x, w)
+
+        return (
+            jax.vmap(of, (0, None))(x, w[0]),
+            jax.vmap(of, (None, 0))(x[0], w),
+            jax.vmap(of)(x, w),
+            lax.map(lambda xw: of(*xw), (x, w)),
+        )
+
+    one = jax.jit(lambda x, w: double(stock, x, w))
+
+    def stacked(xs, ws):
+        return jax.tree.map(
+            lambda *leaves: np.stack(leaves),
+            *(one(x, w) for x, w in zip(xs, ws)),
+        )
+
+    pairs = stacked(x, w)
+    expected = (
+        stacked(x, [w[0]] * 3),
+        stacked([x[0]] * 3, w),
+        pairs,
+        pairs,
+    )
+    assert_close(jax.jit(mapped)(x, w), expected, 1e-12)
+
+
+def test_pmap(x64):
+    x, w = operands((3, 3), 16, (4, 5), lead=(2,))
+    found = jax.pmap(lambda x, w: double(conv2d, x, w))(x, w)
+    one = jax.jit(lambda x, w: double(stock, x, w))
+    for device in range(2):
+        expected = one(x[device], w[device])
+        assert_close([leaf[device] for leaf in found], expected, 1e-12)
+
+
+@pytest.mark.parametrize("case", ["3x3 wide", "3x3 stride 2", "2x3 mixed"])
+def test_kernels_for_other_platforms(case, x64):
+    """What a GPU or TPU would run, run here."""
+    kernel, stride, padding, channels, image = CASES[case]
+    x, w = operands(kernel, channels, image)
+    strides = (stride, stride) if isinstance(stride, int) else stride
+    if padding == "SAME":
+        padding = lax.padtype_to_pads(image, kernel, strides, padding)
+    geometry = ops._Geometry(image, kernel, strides, tuple(padding))
+
+    def both(x, w):
+        g = jnp.sin(ops._plain(x, w, geometry))
+        return (
+            (
+                ops._input_gradient_default(g, w, geometry),
+                ops._kernel_gradient_default(x, g, geometry),
+            ),
+            (
+                ops._input_gradient_cpu(g, w, geometry),
+                ops._kernel_gradient_cpu(x, g, geometry),
+            ),
+        )
+
+    assert_close(*jax.jit(both)(x, w), 1e-12)
+
+
+def convolution_forms(conv, stride):
+    """How XLA has laid out each convolution of a double gradient."""
+    x, w = operands((3, 3), 16, (5, 6))
+
+    def function(x, w):
+        def step(carry, _):
+            return double(lambda x, w: conv(x, w, stride=stride), *carry), None
+
+        return lax.scan(step, (x, w), length=2)[0]
+
+    compiled = jax.jit(function).lower(np.float32(x), np.float32(w)).compile()
+    return set(re.findall(r"dim_labels=(\w+->\w+)", compiled.as_text()))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_only_canonical_convolutions(stride):
+    """Any other form runs a hundred times slower inside a loop on a CPU."""
+    assert convolution_forms(conv2d, stride) == {"b01f_01io->b01f"}
+    # The labels are still where this test looks for them.
+    assert len(convolution_forms(stock, stride)) > 1
+
+
+def test_float32_keeps_its_type():
+    x, w = (np.float32(a) for a in operands((3, 3), 16, (5, 6)))
+    found = jax.jit(lambda x, w: double(conv2d, x, w))(x, w)
+    expected = jax.jit(lambda x, w: double(stock, x, w))(x, w)
+    # Sums of 16 x 9 products, three deep: some tens of roundings of 6e-8.
+    assert_close(found, expected, 1e-5)
+
+
+def test_default_is_same_padding_and_stride_one():
+    x, w = operands((3, 3), 3, (4, 5))
+    assert conv2d(jnp.float32(x), jnp.float32(w)).shape == (2, 4, 5, 2)
+
+
+@pytest.mark.parametrize("stride", [0, -1, (1, 0), (1, 1, 1), ()])
+def test_bad_stride(stride):
+    with pytest.raises(ValueError, match="stride"):
+        conv2d(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)), stride=stride)
+
+
+@pytest.mark.parametrize(
+    "padding", ["NEITHER", ((1, 1),), ((1, 1), (1, 1), (1, 1))]
+)
+def test_bad_padding(padding):
+    with pytest.raises((ValueError, RuntimeError), match=r"[Pp]adding"):
+        conv2d(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)), padding=padding)
+
+
+@pytest.mark.parametrize(
+    "x, w", [((1, 4, 4, 2), (3, 3, 1, 1)), ((4, 4, 1), (3, 3, 1, 1))]
+)
+def test_operands_that_do_not_fit(x, w):
+    with pytest.raises((AssertionError, TypeCheckError)):
+        conv2d(jnp.ones(x), jnp.ones(w))

@@ -1,0 +1,207 @@
+"""The supervised loop: the recipe by hand, the visits, exact counting."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ddjax import training
+from ddjax.data.preprocess import Standardiser
+from ddjax.evaluate import stored
+from ddjax.models.layers import Dense
+from ddjax.training import Recipe
+from ddjax.types import Batch, InputError
+
+CLASSES = 3
+
+
+class Linear(nn.Module):
+    """A network with a gradient that fits on a line."""
+
+    @nn.compact
+    def __call__(self, images):
+        return Dense(CLASSES, name="head")(images.reshape(len(images), -1)), {}
+
+
+NETWORK = Linear()
+
+
+def problem(count=9):
+    """Two pixels; a class is a direction, and soft labels say so."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % CLASSES
+    angles = 2 * np.pi * labels / CLASSES + rng.normal(size=count) * 0.2
+    images = np.stack([np.cos(angles), np.sin(angles)], 1)[:, None, :, None]
+    return jnp.float32(images), jnp.eye(CLASSES, dtype=jnp.float32)[labels]
+
+
+def start():
+    rng = np.random.default_rng(1)
+    return {
+        "head": {
+            "kernel": np.float32(rng.normal(size=(2, CLASSES))),
+            "bias": np.float32(rng.normal(size=CLASSES)),
+        }
+    }
+
+
+def by_hand(images, labels, params, recipe, rate):
+    """Full-batch descent in float64 NumPy: decay, momentum, rate."""
+    x = np.float64(images).reshape(len(images), -1)
+    p = {k: np.float64(v) for k, v in params["head"].items()}
+    v = {k: np.zeros_like(q) for k, q in p.items()}
+    for step in range(recipe.epochs):
+        z = x @ p["kernel"] + p["bias"]
+        share = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+        error = (share - labels) / len(x)
+        grads = {"kernel": x.T @ error, "bias": error.sum(0)}
+        late = recipe.decay_at_half and step >= recipe.epochs // 2
+        for name, g in grads.items():
+            g = g + recipe.weight_decay * p[name]
+            v[name] = recipe.momentum * v[name] + g
+            p[name] = p[name] - rate * (0.1 if late else 1) * v[name]
+    return p
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(5, 9),
+        Recipe(5, 100, momentum=0.9, weight_decay=0.1, decay_at_half=True),
+    ],
+)
+def test_recipe_by_hand(recipe):
+    images, labels = problem()
+    found = training.train(
+        jax.random.key(0),
+        start(),
+        stored(images, labels),
+        jnp.float32(0.7),
+        module=NETWORK,
+        recipe=recipe,
+    )
+    expected = by_hand(images, labels, start(), recipe, 0.7)
+    assert np.abs(expected["kernel"] - start()["head"]["kernel"]).max() > 0.1
+    for name in ("kernel", "bias"):
+        np.testing.assert_allclose(
+            found["head"][name], expected[name], rtol=1e-5, atol=1e-5
+        )
+
+
+def test_minibatches_lower_the_loss():
+    images, labels = problem(30)
+    preprocessing = Standardiser(jnp.array([0.1]), jnp.array([0.5]))
+    params = training.train(
+        jax.random.key(0),
+        start(),
+        stored(images, labels),
+        jnp.float32(0.5),
+        module=NETWORK,
+        recipe=Recipe(40, 7),
+        preprocessing=preprocessing,
+    )
+    loss = training.supervised_loss(training.apply_fn_of(NETWORK))
+    batch = Batch((images - 0.1) / 0.5, labels)
+    assert loss(params, batch, jax.random.key(0)) < 0.1
+    assert loss(start(), batch, jax.random.key(0)) > 1
+    classes = labels.argmax(1)
+    share = training.accuracy(
+        params, images, classes, module=NETWORK, preprocessing=preprocessing
+    )
+    assert share == 1
+
+
+def visits(sample_fn, batch_size, epochs=1):
+    """What a loss linear in the images sums over an epoch: a step each."""
+    optimizer = optax.sgd(1.0)
+    params = jnp.zeros(5)
+    moved, _, _ = jax.jit(
+        lambda keys: training.train_epochs(
+            lambda p, batch, key: jnp.sum(p * batch.images[:, 0, 0].sum(0)),
+            optimizer,
+            params,
+            optimizer.init(params),
+            sample_fn,
+            keys,
+            batch_size=batch_size,
+        )
+    )(jax.random.split(jax.random.key(0), epochs))
+    return -np.asarray(moved)
+
+
+def test_every_example_every_epoch():
+    one_each = Batch(jnp.eye(5)[:, None, None, :], jnp.zeros((5, 1)))
+    np.testing.assert_array_equal(visits(lambda key: one_each, 5), np.ones(5))
+    np.testing.assert_array_equal(visits(lambda key: one_each, 9), np.ones(5))
+    found = visits(lambda key: one_each, 2)  # three steps of two
+    assert sorted(found) == [1, 1, 1, 1, 2]
+
+
+def test_sample_is_drawn_anew_each_epoch():
+    def sample(key):
+        return Batch(jax.random.uniform(key, (1, 1, 1, 5)), jnp.zeros((1, 1)))
+
+    one, two = (visits(sample, 1, epochs) for epochs in (1, 2))
+    assert (two != 2 * one).all() and (two < 2).all() and (one > 0).all()
+
+
+def test_loss_of_each_epoch():
+    images, labels = problem()
+    apply_fn = training.apply_fn_of(NETWORK)
+    optimizer = optax.sgd(0.0)
+    _, _, losses = jax.jit(
+        functools.partial(
+            training.train_epochs,
+            training.supervised_loss(apply_fn),
+            optimizer,
+            sample_fn=stored(images, labels),
+            batch_size=3,
+        )
+    )(
+        start(),
+        optimizer.init(start()),
+        keys=jax.random.split(jax.random.key(0), 2),
+    )
+    whole = training.supervised_loss(apply_fn)(
+        start(), Batch(images, labels), jax.random.key(0)
+    )
+    np.testing.assert_allclose(losses, [whole, whole], rtol=1e-5)
+
+
+def test_predict_and_accuracy_count_exactly():
+    images, _ = problem(7)
+    logits, _ = NETWORK.apply({"params": start()}, images)
+    expected = np.asarray(logits).argmax(1)
+    for size in (1, 3, 7, 100):
+        found = training.predict(
+            start(), images, module=NETWORK, batch_size=size
+        )
+        np.testing.assert_array_equal(found, expected)
+    wrong = expected.copy()
+    wrong[[0, 6]] = (wrong[[0, 6]] + 1) % CLASSES
+    share = training.accuracy(
+        start(), images, wrong, module=NETWORK, batch_size=3
+    )
+    np.testing.assert_allclose(share, 5 / 7, rtol=1e-6)
+
+
+def test_predict_prepares_stored_pixels():
+    pixels = np.uint8([[[[0], [255]]], [[[51], [0]]]])
+    preprocessing = Standardiser(jnp.array([0.2]), jnp.array([0.4]))
+    found = training.predict(
+        start(), pixels, module=NETWORK, preprocessing=preprocessing
+    )
+    x = (pixels.reshape(2, 2) / 255 - 0.2) / 0.4
+    logits = x @ start()["head"]["kernel"] + start()["head"]["bias"]
+    np.testing.assert_array_equal(found, logits.argmax(1))
+
+
+@pytest.mark.parametrize("recipe", [Recipe(0, 1), Recipe(1, 0)])
+def test_impossible_recipes(recipe):
+    with pytest.raises(InputError, match=r"teacher\.epochs"):
+        recipe.check("teacher")
+    assert Recipe(1, 1).check("teacher") == Recipe(1, 1)

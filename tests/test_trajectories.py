@@ -1,0 +1,316 @@
+"""Teachers: what is stored is what was trained, and damage is told."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from ddjax import models, parallel, trajectories
+from ddjax.training import Recipe
+from ddjax.trajectories import Teachers, record, sample_segment, train_teachers
+from ddjax.types import Batch, InputError
+
+EPOCHS, COUNT = 3, 3
+NETWORK = models.build("mlp", num_classes=3, width=4)
+RECIPE = Recipe(epochs=EPOCHS, batch_size=5, momentum=0.5)
+RATE = 0.1
+KEY = jax.random.key(5)
+KIND = {"teachers": "of the tests"}
+
+
+def data(size=12):
+    rng = np.random.default_rng(0)
+    labels = np.eye(3, dtype=np.float32)[np.arange(size) % 3]
+    images = rng.normal(size=(size, 2, 2, 1)) + labels[:, :1, None, None]
+    return Batch(np.float32(images), labels)
+
+
+def make(folder, **changes):
+    arguments = {
+        "count": COUNT,
+        "recipe": RECIPE,
+        "learning_rate": RATE,
+        "shaped_by": KIND,
+    }
+    return record(folder, KEY, data(), NETWORK, **(arguments | changes))
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("teachers"))
+
+
+@pytest.fixture
+def copied(recorded, tmp_path):
+    """A folder of teachers that a test may damage."""
+    for path in recorded.folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def in_memory(count=COUNT):
+    keys = jnp.stack([jax.random.fold_in(KEY, i) for i in range(count)])
+    batch = Batch(*map(jnp.asarray, data()))
+    return list(
+        train_teachers(keys, batch, NETWORK, recipe=RECIPE, learning_rate=RATE)
+    )
+
+
+def assert_same(found, expected, rtol):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+        assert a.dtype == np.float32
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol)
+
+
+def test_stored_is_what_was_trained(recorded):
+    assert (recorded.count, recorded.epochs) == (COUNT, EPOCHS)
+    trained = in_memory()
+    assert len(trained) == EPOCHS + 1
+    for teacher in range(COUNT):
+        for epoch in range(EPOCHS + 1):
+            expected = jax.tree.map(lambda leaf: leaf[teacher], trained[epoch])
+            assert_same(recorded.snapshot(teacher, epoch), expected, 1e-6)
+    # Every one of them is another.
+    rows = np.concatenate(recorded._rows)
+    assert len(np.unique(rows, axis=0)) == COUNT * (EPOCHS + 1)
+
+
+def test_bfloat16(recorded, tmp_path):
+    narrow = make(tmp_path, dtype="bfloat16")
+    for teacher, epoch in ((0, 0), (2, EPOCHS)):
+        expected = jax.tree.map(
+            lambda leaf: leaf.astype(ml_dtypes.bfloat16).astype(np.float32),
+            recorded.snapshot(teacher, epoch),
+        )
+        assert_same(narrow.snapshot(teacher, epoch), expected, 0)
+    assert narrow._rows[0].nbytes * 2 == recorded._rows[0].nbytes
+
+
+def test_more_teachers_later(recorded, tmp_path, monkeypatch):
+    """Only what is missing is trained, and to the same bytes."""
+    groups = []
+    train = trajectories.train_teachers
+
+    def spy(keys, *args, **kwargs):
+        groups.append(len(keys))
+        return train(keys, *args, **kwargs)
+
+    monkeypatch.setattr(trajectories, "train_teachers", spy)
+    make(tmp_path, count=2)
+    assert groups == [1, 1]
+    ticks = []
+    make(tmp_path, progress=lambda: ticks.append(0))
+    assert groups == [1, 1, 1] and len(ticks) == COUNT * EPOCHS
+    make(tmp_path)
+    assert groups == [1, 1, 1]
+    assert contents(tmp_path) == contents(recorded.folder)
+    assert make(tmp_path, count=2).count == 2
+
+
+def test_kill_in_the_middle(recorded, tmp_path):
+    ticks = []
+
+    def kill():
+        ticks.append(0)
+        if len(ticks) == EPOCHS + 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, progress=kill)
+    assert set(contents(tmp_path)) == {"manifest.json", "teacher_0000.npy"}
+    make(tmp_path)
+    assert contents(tmp_path) == contents(recorded.folder)
+
+
+def test_side_by_side(recorded, tmp_path, monkeypatch):
+    """Two at once, under vmap as on an accelerator, up to rounding."""
+    asked = []
+
+    def two():
+        asked.append(0)
+        return 2
+
+    monkeypatch.setattr(parallel, "networks_at_once", two)
+    together = make(tmp_path, count=2)
+    assert len(asked) > 1  # by record, and while tracing
+    for teacher in range(2):
+        assert_same(
+            together.snapshot(teacher, EPOCHS),
+            recorded.snapshot(teacher, EPOCHS),
+            1e-5,
+        )
+
+
+def test_reading_maps_the_file(recorded):
+    assert all(isinstance(rows, np.memmap) for rows in recorded._rows)
+    snapshot = recorded.snapshot(1, 2)
+    snapshot["head"]["bias"][:] = 7.0  # the caller's own
+    assert (recorded.snapshot(1, 2)["head"]["bias"] != 7.0).all()
+
+
+# --- Damage ------------------------------------------------------------------
+
+
+def refuses(folder, said):
+    for attempt in (lambda: Teachers(folder), lambda: make(folder)):
+        with pytest.raises(InputError, match=said):
+            attempt()
+
+
+def test_truncated_file(copied):
+    path = copied / "teacher_0001.npy"
+    path.write_bytes(path.read_bytes()[:-8])
+    refuses(copied, r"teacher_0001\.npy is truncated or damaged")
+
+
+def test_flipped_byte(copied):
+    path = copied / "teacher_0002.npy"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    refuses(copied, r"teacher_0002\.npy is truncated or damaged")
+
+
+def test_missing_file_and_its_remedy(recorded, copied):
+    (copied / "teacher_0001.npy").unlink()
+    refuses(copied, r"teacher_0001\.npy is missing")
+    # What the message says to do.
+    manifest = json.loads((copied / "manifest.json").read_text())
+    del manifest["teachers"]["1"]
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    make(copied)
+    name = "teacher_0001.npy"
+    assert contents(copied)[name] == contents(recorded.folder)[name]
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"format": 1, "dt', b"[]", b"{}", b"\xff\xfe", b""]
+)
+def test_damaged_manifest(copied, content):
+    (copied / "manifest.json").write_bytes(content)
+    refuses(copied, r"manifest\.json is damaged")
+
+
+def test_teachers_of_another_kind(copied):
+    before = contents(copied)
+    for changes in ({"shaped_by": {"other": 1}}, {"dtype": "bfloat16"}):
+        with pytest.raises(InputError, match="another kind"):
+            make(copied, **changes)
+    assert contents(copied) == before
+
+
+def test_folder_without_teachers(tmp_path, recorded):
+    with pytest.raises(InputError, match="no teachers"):
+        Teachers(tmp_path)
+    with pytest.raises(InputError, match="holds 3 teachers, not 4"):
+        Teachers(recorded.folder, 4)
+    with pytest.raises(InputError, match="not 0"):
+        Teachers(recorded.folder, 0)
+
+
+def test_diverged_teacher(tmp_path):
+    with pytest.raises(InputError, match="not finite"):
+        make(tmp_path, learning_rate=1e38)
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"dtype": "float16"}, "bfloat16"),
+        ({"count": 0}, "count"),
+        ({"recipe": RECIPE._replace(epochs=0)}, "epochs"),
+        ({"recipe": RECIPE._replace(batch_size=0)}, "batch_size"),
+    ],
+)
+def test_impossible_recordings(tmp_path, changes, said):
+    with pytest.raises(InputError, match=said):
+        make(tmp_path, **changes)
+
+
+# --- Segments ----------------------------------------------------------------
+
+
+def test_sample(recorded, monkeypatch):
+    """Every teacher, every start up to max_start and none beyond; the target
+    is the same teacher's, span epochs later."""
+    read = []
+    snapshot = Teachers.snapshot
+
+    def spy(self, teacher, epoch):
+        read.append((int(teacher), int(epoch)))
+        return snapshot(self, teacher, epoch)
+
+    monkeypatch.setattr(Teachers, "snapshot", spy)
+    for seed in range(60):
+        recorded.sample(jax.random.key(seed), max_start=1, span=2)
+    starts, targets = read[::2], read[1::2]
+    assert set(starts) == {(t, s) for t in range(COUNT) for s in (0, 1)}
+    assert targets == [(teacher, start + 2) for teacher, start in starts]
+
+
+def test_sample_gives_the_snapshots(recorded):
+    key = jax.random.key(1)
+    segment = recorded.sample(key, max_start=0, span=EPOCHS)
+    again = recorded.sample(key, max_start=0, span=EPOCHS)
+    matches = [
+        teacher
+        for teacher in range(COUNT)
+        if np.array_equal(
+            segment.start["head"]["kernel"],
+            recorded.snapshot(teacher, 0)["head"]["kernel"],
+        )
+    ]
+    assert len(matches) == 1
+    assert_same(segment.target, recorded.snapshot(matches[0], EPOCHS), 0)
+    assert_same(again, segment, 0)
+
+
+def test_sample_segment():
+    trajectory = {"w": np.arange(10.0, dtype=np.float32).reshape(5, 2)}
+    before = trajectory["w"].copy()
+    draw = jax.jit(
+        lambda key: sample_segment(key, trajectory, max_start=2, span=2)
+    )
+    starts = set()
+    for seed in range(30):
+        start, target = draw(jax.random.key(seed))
+        epoch = int(start["w"][0]) // 2
+        np.testing.assert_array_equal(start["w"], before[epoch])
+        np.testing.assert_array_equal(target["w"], before[epoch + 2])
+        starts.add(epoch)
+    assert starts == {0, 1, 2}
+    np.testing.assert_array_equal(trajectory["w"], before)
+
+
+@pytest.mark.parametrize(
+    "max_start, span, said",
+    [
+        (0, 0, "span"),
+        (-1, 1, "max_start"),
+        (EPOCHS, 1, "beyond"),
+        (0, EPOCHS + 1, "beyond"),
+    ],
+)
+def test_ranges(recorded, max_start, span, said):
+    trajectory = {"w": jnp.zeros((EPOCHS + 1, 2))}
+    for attempt in (
+        lambda: trajectories.check_range(max_start, span, EPOCHS),
+        lambda: recorded.sample(KEY, max_start=max_start, span=span),
+        lambda: sample_segment(KEY, trajectory, max_start=max_start, span=span),
+    ):
+        with pytest.raises(InputError, match=said):
+            attempt()
+
+
+def test_whole_range_is_allowed():
+    trajectories.check_range(EPOCHS - 1, 1, EPOCHS)
+    trajectories.check_range(0, EPOCHS, EPOCHS)
