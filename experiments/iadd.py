@@ -252,7 +252,7 @@ def distil(config, workdir, setting, settings, initial, store):
             if step % config.log.every == 0 or step == config.iadd.iterations:
                 row["seconds"] = round(spent / (step - since), 4)  # an update
                 spent, since = 0.0, step
-                if state.importance is not None:
+                if settings.importance.form != "none":
                     row["importance"] = weight_summary(
                         settings, state, _first(segments)
                     )
@@ -294,26 +294,33 @@ def _first(segments) -> Segment:
 def _guard(config, step, row, checkpoints) -> None:
     """Stops a run that has left the numbers; its last checkpoint stays."""
     low, high = config.iadd.learning_rate_bounds
+    rate = row["learning_rate"]
+    broken = [
+        name
+        for name in ("loss", "image_gradient_norm")
+        if not np.isfinite(row[name])
+    ]
+    if broken:
+        cause = (
+            f"the {broken[0].replace('_', ' ')} is {row[broken[0]]} at "
+            f"learning rate {rate:.3g}; lower iadd.image_step or "
+            "iadd.learning_rate"
+        )
+    elif not low <= rate <= high:
+        cause = (
+            f"the learning rate {rate:.3g} leaves its bounds {low} .. {high}; "
+            "lower iadd.learning_rate_step or widen "
+            "iadd.learning_rate_bounds"
+        )
+    else:
+        return
     last = checkpoints.latest()
     kept = (
         f"the checkpoint of update {last} in {checkpoints.folder} is kept"
         if last is not None
         else "there is no checkpoint yet"
     )
-    for name in ("loss", "image_gradient_norm"):
-        if not np.isfinite(row[name]):
-            raise InputError(
-                f"update {step}: the {name.replace('_', ' ')} is {row[name]} "
-                f"at learning rate {row['learning_rate']:.3g}; lower "
-                f"iadd.image_step or iadd.learning_rate; {kept}"
-            )
-    if not low <= row["learning_rate"] <= high:
-        raise InputError(
-            f"update {step}: the learning rate {row['learning_rate']:.3g} "
-            f"leaves its bounds {low} .. {high}; lower "
-            f"iadd.learning_rate_step or widen iadd.learning_rate_bounds; "
-            f"{kept}"
-        )
+    raise InputError(f"update {step}: {cause}; {kept}")
 
 
 def look(config, workdir, setting, settings, state, step, log) -> None:

@@ -112,12 +112,11 @@ def jax_side(size, steps):
     return run, getattr(plan, "temp_size_in_bytes", None)
 
 
-def torch_side(size, steps):
-    """The same in PyTorch, channels first."""
+def torch_network(size):
+    """The network in PyTorch: (flatten(params), forward(flat, x[b c h w]))."""
     import torch
     import torch.nn.functional as F
 
-    start, target, images, labels = problem(size, steps)
     depth, width = size["depth"], size["width"]
     side = size["side"] >> depth
 
@@ -152,6 +151,17 @@ def torch_side(size, steps):
             inputs = width
         kernel = take(CLASSES, width * side * side)
         return F.linear(x.flatten(1), kernel, take(CLASSES))
+
+    return flatten, forward
+
+
+def torch_side(size, steps):
+    """The same in PyTorch, channels first."""
+    import torch
+    import torch.nn.functional as F
+
+    start, target, images, labels = problem(size, steps)
+    flatten, forward = torch_network(size)
 
     begin, end = flatten(start), flatten(target)
     pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
@@ -220,6 +230,11 @@ def print_times(name, steps, repeats):
     )
     if not error < 1e-2:
         sys.exit("the two sides do not compute the same gradient")
+    take_turns(runs, repeats)
+
+
+def take_turns(runs, repeats):
+    """Times {side: function} in turn; prints each and jax / torch."""
     seconds = {side: [] for side in runs}
     for _ in range(repeats):
         for side, run in runs.items():
@@ -232,7 +247,10 @@ def print_times(name, steps, repeats):
             f"min {min(times):.4f}  max {max(times):.4f}"
         )
     medians = {side: statistics.median(t) for side, t in seconds.items()}
-    print(f"  ratio jax/torch {medians['jax'] / medians['torch']:.3f}")
+    print(
+        f"  ratio jax/torch {medians['jax'] / medians['torch']:.3f}",
+        flush=True,
+    )
 
 
 def main():
@@ -245,11 +263,12 @@ def main():
     args = parser.parse_args()
     if args.child:
         return child(*args.child)
-    for name in args.sizes:
-        # First, while this process is small: a child starts with the peak
-        # of the process that it was forked from.
-        if not args.no_memory:
+    # Memory first, while this process is small: a child starts with the peak
+    # of the process that it was forked from.
+    if not args.no_memory:
+        for name in args.sizes:
             print_memory(name)
+    for name in args.sizes:
         print_times(name, args.steps, args.repeats)
 
 
