@@ -15,7 +15,10 @@ DSA = "color_crop_cutout_flip_scale_rotate"
 # field: (default, meaning). The type of the default is the field's type.
 FIELDS: dict[str, tuple[Any, str]] = {
     "seed": (0, "decides everything random in the run"),
-    "data.source": ("digits", "digits, cifar10 (prepared by TFDS) or npz"),
+    "data.source": (
+        "digits",
+        "digits, cifar10 (from TFDS) or npz (own)",
+    ),
     "data.data_dir": ("", "TFDS folder, or the .npz file; empty: default"),
     "data.held_out": (0.1, "share of each class set aside for selection"),
     "data.preprocess": ("standardise", "standardise or none"),
@@ -58,7 +61,7 @@ FIELDS: dict[str, tuple[Any, str]] = {
     "iadd.importance.direction": ("descend", "descend or ascend on the loss"),
     "iadd.importance.step": (0.01, "of Adam on log W"),
     "iadd.importance.power": (0.5, "of the displacement form"),
-    "evaluate.models": (("convnet",), "networks to test the result on"),
+    "evaluate.models": ("convnet", "networks to test on, joined by commas"),
     "evaluate.networks": (5, "fresh networks for each figure"),
     "evaluate.epochs": (1000, "on the distilled images"),
     "evaluate.batch_size": (256, "images a step, or all if fewer"),

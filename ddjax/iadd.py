@@ -7,7 +7,7 @@ asked, labels down (or up) the exact gradient of that distance.
 
 Source: Li et al., "Importance-Aware Adaptive Dataset Distillation", Neural
 Networks 172, 2024, arXiv 2401.15863; inner loop and outer optimiser after
-MTT (Cazenavette et al., CVPR 2022), as METHODS in the README says.
+MTT (Cazenavette et al., CVPR 2022). BUILD_NOTES.md lists what is our choice.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Tests a distilled file again, on any networks.
 
-    python experiments/evaluate.py --config=configs/tiny.py \
-        --workdir=runs/iadd-tiny --config.evaluate.models=convnet,mlp
+    python experiments/evaluate.py --config=configs/tiny.py --workdir=DIR
 
-Trains fresh networks on the file's images, as its config's ``evaluate`` part
-says, and prints their test accuracy. It writes nothing.
+Trains fresh networks on the images of DIR/distilled.npz, as the config's
+``evaluate`` part says (``--config.evaluate.models=convnet,mlp`` for two kinds),
+and prints their test accuracy. With the run's own config these are the networks
+of its eval.json, up to the rounding of the stored pixels. It writes nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import iadd as iadd_script
-import jax
 import launch
 import teachers
 
@@ -38,14 +38,14 @@ def run(config, workdir: Path, teachers_dir: Path) -> None:
             f"{found.images.shape[1:]}, the config's data set of "
             f"{test.images.shape[1:]}: name the config that it was made with"
         )
-    for name in config.evaluate.models:
+    for name in iadd_script.model_names(config):
         module = (
             setting.module
             if name == config.model.name
             else models.build(name, num_classes=setting.num_classes)
         )
         score = evaluate.evaluate(
-            jax.random.key(config.seed),
+            iadd_script.final_key(config),
             evaluate.stored(
                 preprocess.apply(found.preprocessing, found.images),
                 found.labels,
@@ -57,10 +57,7 @@ def run(config, workdir: Path, teachers_dir: Path) -> None:
             num_networks=config.evaluate.networks,
             test_preprocessing=found.preprocessing,
         )
-        print(
-            f"{name:8} {100 * score.mean:6.2f} % +- {100 * score.ci95:.2f} "
-            f"(95% of {config.evaluate.networks} networks)"
-        )
+        print(iadd_script.score_line(name, score))
 
 
 if __name__ == "__main__":

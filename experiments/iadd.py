@@ -99,6 +99,8 @@ def settings_of(config) -> iadd.Settings:
             f"iadd.segments must be a multiple of the "
             f"{jax.local_device_count()} devices, not {part.segments}"
         )
+    for name in model_names(config):
+        models.build(name, num_classes=2)
     low, high = part.learning_rate_bounds
     if not low <= part.learning_rate <= high:
         raise InputError(
@@ -131,6 +133,16 @@ def recipe_of(config) -> training.Recipe:
         decay_at_half=True,
         augment=augment.parse(part.augment),
     )
+
+
+def model_names(config) -> list[str]:
+    """The networks that results are tested on."""
+    return [name.strip() for name in config.evaluate.models.split(",")]
+
+
+def final_key(config) -> jax.Array:
+    """What the final evaluation's networks draw from."""
+    return jax.random.fold_in(jax.random.key(config.seed), _FINAL)
 
 
 def is_complete(config, workdir: Path) -> bool:
@@ -421,11 +433,19 @@ def conclude(config, workdir, setting, settings, initial, store, state):
     report.write_report(workdir)
     for row, by_model in scores.items():
         for model, score in by_model.items():
-            print(
-                f"{row:16} {model:8} {100 * score['mean']:6.2f} % "
-                f"+- {100 * score['ci95']:.2f} (95% of "
-                f"{len(score['accuracies'])} networks)"
-            )
+            result = evaluate.summarise(score["accuracies"])
+            print(f"{row:16} {score_line(model, result)}")
+
+
+def score_line(model: str, score: evaluate.EvalResult) -> str:
+    """One line for a person; one network has no interval."""
+    count = len(score.accuracy)
+    if count == 1:
+        return f"{model:8} {100 * score.mean:6.2f} % (1 network)"
+    return (
+        f"{model:8} {100 * score.mean:6.2f} % +- {100 * score.ci95:.2f} "
+        f"(95% interval, {count} networks)"
+    )
 
 
 def _load_look(workdir, step) -> iadd.Distilled:
@@ -438,7 +458,7 @@ def _load_look(workdir, step) -> iadd.Distilled:
 def final_scores(config, workdir, setting, initial, looks, selected):
     """eval.json: {row: {model: {mean, std, ci95, accuracies}}}."""
     train, _, test = setting.splits
-    key = jax.random.fold_in(jax.random.key(config.seed), _FINAL)
+    key = final_key(config)
     score = functools.partial(
         evaluate.evaluate,
         test=Batch(test.images, test.labels),
@@ -468,8 +488,9 @@ def final_scores(config, workdir, setting, initial, looks, selected):
             **more,
         }
 
-    bar = launch.progress("test", 5 * len(config.evaluate.models), unit="row")
-    for model in config.evaluate.models:
+    names = model_names(config)
+    bar = launch.progress("test", 5 * len(names), unit="row")
+    for model in names:
         module = (
             setting.module
             if model == config.model.name

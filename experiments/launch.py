@@ -117,18 +117,22 @@ def _parse(argv: list[str]) -> tuple[Any, str]:
         missing = [f for f in common.FIELDS if not _has(config, f)]
     except InputError:
         raise
+    except AttributeError as error:
+        text = _plain(error).replace("'", "").replace('"', "")
+        if "get_config" in text:
+            raise InputError(
+                "the config file defines no function get_config: see "
+                "configs/tiny.py"
+            ) from None
+        raise InputError(
+            f"unknown config field {text} (--help lists the fields)"
+        ) from None
     except (OSError, ImportError, SyntaxError) as error:
         raise InputError(
             f"cannot load the config file ({_plain(error)}): check the path "
             "after --config="
         ) from None
-    except (
-        AttributeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        flags.Error,
-    ) as error:
+    except (KeyError, TypeError, ValueError, flags.Error) as error:
         raise InputError(
             f"bad flag: {_plain(error)} (--help lists the fields)"
         ) from None
@@ -154,10 +158,12 @@ def _has(config: Any, field: str) -> bool:
 
 
 def _plain(error: Exception) -> str:
-    """An exception's first telling line, without quotes and escapes."""
+    """An exception's text as one line; of a traceback, the last line."""
     text = str(error).replace("\\n", "\n").replace("\\'", "'")
-    lines = [line.strip(" '\"") for line in text.splitlines()]
-    return " ".join(line for line in lines if line) or type(error).__name__
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if "Traceback" in text:
+        lines = lines[-1:]
+    return " ".join(lines) or type(error).__name__
 
 
 def _help(description: str) -> str:

@@ -106,6 +106,11 @@ def split_held_out(
     aside = np.zeros(len(dataset.labels), bool)
     for label, name in enumerate(dataset.class_names):
         members = np.flatnonzero(dataset.labels == label)
+        if not len(members):
+            raise InputError(
+                f"class {name!r} has no training images: labels are numbers "
+                "from 0 without a gap"
+            )
         count = int(np.ceil(fraction * len(members)))
         if count >= len(members):
             raise InputError(
@@ -182,6 +187,10 @@ def _npz(path: str) -> tuple[Dataset, Dataset]:
     in 0..1; ``train_labels`` and ``test_labels`` [n] integers from 0; and, if
     wanted, ``class_names`` [k].
     """
+    if not path:
+        raise InputError(
+            "data.source=npz needs a file: set config.data.data_dir to it"
+        )
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -199,9 +208,12 @@ def _npz(path: str) -> tuple[Dataset, Dataset]:
             "an .npz file that np.savez wrote, without object arrays"
         ) from None
     wanted = [f"{s}_{a}" for s in ("train", "test") for a in _ARRAYS]
-    for name in wanted:
-        if name not in arrays:
-            raise InputError(f"{path} lacks the array {name}")
+    missing = [name for name in wanted if name not in arrays]
+    if missing:
+        raise InputError(
+            f"{path} lacks {', '.join(missing)}; it must hold "
+            f"{', '.join(wanted)}"
+        )
     highest = max(
         int(arrays[f"{split}_labels"].max(initial=0))
         for split in ("train", "test")

@@ -58,7 +58,7 @@ STUDIES = {
     ("digits", 1): dict(steps=20, batch=10, rate=0.02, iterations=300),
     ("digits", 10): dict(steps=20, batch=50, rate=0.02, iterations=200),
     ("cifar10", 1): dict(steps=10, batch=10, rate=0.02, iterations=120),
-    ("cifar10", 10): dict(steps=10, batch=20, rate=0.02, iterations=50),
+    ("cifar10", 10): dict(steps=10, batch=20, rate=0.02, iterations=30),
 }
 SETS = {
     "digits": dict(
@@ -144,7 +144,7 @@ def one_run(name, ipc, seed, form, shared, image_step_factor=1.0):
         state, metrics = step(state, segment)
     result = iadd.distilled(state, settings)
     recipe = training.Recipe(
-        epochs=300,
+        epochs=300 if ipc == 1 else 100,
         batch_size=256,
         momentum=0.9,
         weight_decay=5e-4,
@@ -157,7 +157,7 @@ def one_run(name, ipc, seed, form, shared, image_step_factor=1.0):
         module,
         recipe=recipe,
         learning_rate=result.learning_rate,
-        num_networks=5,
+        num_networks=5 if ipc == 1 else 3,
         test_preprocessing=standardiser,
     )
     return scores, float(metrics["loss"]), float(result.learning_rate)
@@ -216,9 +216,12 @@ def main():
     parser.add_argument("--forms", nargs="+", default=list(FORMS))
     parser.add_argument("--data_dir", default="")
     parser.add_argument("--out", type=Path, default=Path("runs/importance"))
+    parser.add_argument("--table", action="store_true", help="only print it")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"{args.data}-ipc{args.ipc}.jsonl"
+    if args.table:
+        return table(path)
     done = set()
     if path.exists():
         for line in path.read_text().splitlines():
