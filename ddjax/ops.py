@@ -28,10 +28,16 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 __all__ = ["conv2d"]
 
+KEPT = "ddjax_convolution"
+"""Name, for ``jax.checkpoint`` policies, of outputs that are dear to make and
+cheap to keep: those with many input channels for each output number."""
+
+_FEW_CHANNELS = 16
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _Pairs = tuple[tuple[int, int], tuple[int, int]]
 
@@ -102,7 +108,7 @@ def _kernel_gradient_cpu(x, g, geometry: _Geometry):
     """
     (kh, kw), channels, features = geometry.kernel, x.shape[-1], g.shape[-1]
     offsets = [(row, column) for row in range(kh) for column in range(kw)]
-    if geometry.stride == (1, 1) and channels >= 16:
+    if geometry.stride == (1, 1) and channels >= _FEW_CHANNELS:
         pad = [(0, 0), *_turned_padding(geometry, g.shape[1:3]), (0, 0)]
         turned = [(kh - 1 - row, kw - 1 - column) for row, column in offsets]
         right = _shifted(_pad(g, pad), turned, geometry.image, (1, 1))
@@ -252,4 +258,7 @@ def conv2d(
     pairs = tuple((int(low), int(high)) for low, high in pairs)
     if len(pairs) != 2:
         raise ValueError(f"padding must name two axes, not {padding}")
-    return _convolve(images, kernel, _Geometry(image, taps, strides, pairs))
+    result = _convolve(images, kernel, _Geometry(image, taps, strides, pairs))
+    if images.shape[3] < _FEW_CHANNELS:
+        return result
+    return checkpoint_name(result, KEPT)

@@ -187,7 +187,7 @@ def test_npz_that_cannot_be(tmp_path, changes, said):
 def test_npz_that_lacks_an_array(tmp_path):
     found = arrays()
     del found["test_labels"]
-    with pytest.raises(InputError, match="lacks the array test_labels"):
+    with pytest.raises(InputError, match="lacks test_labels; it must hold"):
         read(tmp_path, found)
 
 
@@ -254,3 +254,16 @@ def test_no_preprocessing():
 def test_unknown_preprocessing():
     with pytest.raises(InputError, match="standardise or none"):
         preprocess.fit("zca", np.zeros((1, 2, 2, 1), np.uint8))
+
+
+def test_class_without_training_images(tmp_path):
+    found = arrays()
+    for split in ("train", "test"):
+        found[f"{split}_labels"] = found[f"{split}_labels"] + 1
+    with pytest.raises(InputError, match="class '0' has no training images"):
+        read(tmp_path, found)
+
+
+def test_npz_needs_a_path():
+    with pytest.raises(InputError, match=r"set config\.data\.data_dir"):
+        sources.load("npz", held_out=0.1, seed=0)
