@@ -51,13 +51,13 @@ FIELDS: dict[str, tuple[Any, str]] = {
     # The default form was chosen by benchmarks/importance.py; BUILD_NOTES.md
     # has the table.
     "iadd.importance.form": (
-        "exponential",
+        "displacement",
         "none (MTT), free, clipped, exponential or displacement",
     ),
     "iadd.importance.per": ("parameter", "parameter or tensor"),
-    "iadd.importance.bound": (3.0, "of log W"),
+    "iadd.importance.bound": (1.0, "of log W, before rescaling"),
     "iadd.importance.rescale": (
-        "tensor",
+        "network",
         "what mean(W^2) = 1 is held over: none, network or tensor",
     ),
     "iadd.importance.direction": ("ascend", "descend or ascend on the loss"),

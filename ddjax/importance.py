@@ -18,7 +18,8 @@ of the forms that were tried are here, as one table of switches:
 
 [paper] W per parameter, optimised together with the images and the learning
 rate (Li et al., arXiv 2401.15863). The bounded forms, the rescaling, the
-direction and the displacement form are this project's.
+direction and the displacement form are this project's. BUILD_NOTES.md has the
+study that compares them; its choice is the default in configs/common.py.
 """
 
 from __future__ import annotations
