@@ -14,10 +14,11 @@ W = 1 with its 95% interval (Student's t over seeds), in percentage points.
 A form also changes the gradient's size, so a control runs W = 1 with twice the
 image step. The student's learning rate hardly moves here (a step of 1e-7, MTT's
 at one image per class): where it is free to, a form can gain or lose by its
-learning rate alone. No augmentation, last state, nothing chosen by test
-accuracy. With several forms in one table, an interval that just excludes zero
-is weak evidence: the table marks with * what survives Bonferroni's correction
-for their number.
+learning rate alone. No augmentation; the last state of each run is scored, on
+the test set. The settings below were set by such scores too: exploration. With
+several forms in one table, an interval that just excludes zero is weak
+evidence: the table marks with * what survives Bonferroni's correction for
+their number.
 """
 
 from __future__ import annotations
