@@ -59,7 +59,7 @@ STUDIES = {
     ("digits", 1): dict(steps=20, batch=10, rate=0.02, iterations=300),
     ("digits", 10): dict(steps=20, batch=50, rate=0.02, iterations=200),
     ("cifar10", 1): dict(steps=10, batch=10, rate=0.02, iterations=120),
-    ("cifar10", 10): dict(steps=10, batch=20, rate=0.02, iterations=30),
+    ("cifar10", 10): dict(steps=10, batch=20, rate=0.02, iterations=60),
 }
 SETS = {
     "digits": dict(
@@ -213,7 +213,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=sorted(SETS), default="digits")
     parser.add_argument("--ipc", type=int, choices=(1, 10), default=1)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--forms", nargs="+", default=list(FORMS))
     parser.add_argument("--data_dir", default="")
     parser.add_argument("--out", type=Path, default=Path("runs/importance"))
@@ -229,7 +230,7 @@ def main():
             row = json.loads(line)
             done.add((row["form"], row["seed"]))
     shared = prepare(args.data, args.data_dir, args.out)
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         for name in args.forms:
             if (name, seed) in done:
                 continue
