@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +15,17 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Key
 
 from ddjax import models, parallel, training
+from ddjax.data.rows import Rows, read_ahead
 from ddjax.types import Batch, InputError
 
-__all__ = ["EvalResult", "evaluate", "stored", "summarise"]
+__all__ = [
+    "EvalResult",
+    "balanced",
+    "evaluate",
+    "joined",
+    "stored",
+    "summarise",
+]
 
 
 class EvalResult(NamedTuple):
@@ -28,24 +37,59 @@ class EvalResult(NamedTuple):
       std: of them, with s - 1 in the denominator; 0 where s is 1.
       ci95: half width of the 95% interval of the mean, Student's t; 0 where
         s is 1.
+      recall: [s k], the share of each class's test images that each network
+        gets right, NaN where a class has none; None where it was not counted.
     """
 
     accuracy: np.ndarray
     mean: float
     std: float
     ci95: float
+    recall: np.ndarray | None = None
 
 
-def summarise(accuracy: Any) -> EvalResult:
-    """Mean, spread and interval of [s] accuracies."""
+def summarise(accuracy: Any, recall: Any = None) -> EvalResult:
+    """Mean, spread and interval of [s] accuracies.
+
+    Args:
+      accuracy: [s].
+      recall: [s k], passed on.
+    """
     accuracy = np.asarray(accuracy, np.float64)
-    count = len(accuracy)
+    mean, count = float(accuracy.mean()), len(accuracy)
     if count < 2:
-        return EvalResult(accuracy, float(accuracy.mean()), 0.0, 0.0)
+        return EvalResult(accuracy, mean, 0.0, 0.0, recall)
     std = float(accuracy.std(ddof=1))
     t = float(scipy.special.stdtrit(count - 1, 0.975))
-    return EvalResult(
-        accuracy, float(accuracy.mean()), std, t * std / count**0.5
+    return EvalResult(accuracy, mean, std, t * std / count**0.5, recall)
+
+
+def balanced(result: EvalResult) -> EvalResult:
+    """The same with every class given the same weight.
+
+    Args:
+      result: of ``evaluate``.
+
+    Returns:
+      An EvalResult whose accuracies are each network's mean recall over the
+      classes that have test images.
+
+    Raises:
+      InputError: recalls were not counted.
+    """
+    if result.recall is None:
+        raise InputError(
+            "this result holds no recall of each class: balance what "
+            "evaluate.evaluate returned"
+        )
+    return summarise(np.nanmean(result.recall, axis=1), result.recall)
+
+
+def joined(results: Sequence[EvalResult]) -> EvalResult:
+    """Networks that were tested apart, as one result; all with recalls."""
+    return summarise(
+        np.concatenate([result.accuracy for result in results]),
+        np.concatenate([result.recall for result in results]),
     )
 
 
@@ -66,7 +110,7 @@ def stored(images: Any, labels: Any) -> Callable[[jax.Array], Batch]:
 
 def evaluate(
     key: Key[Array, ""],
-    sample_fn: Callable[[jax.Array], Batch],
+    sample_fn: Callable[[jax.Array], Batch] | training.Stream,
     test: Batch,
     module: Any,
     *,
@@ -86,7 +130,9 @@ def evaluate(
       key: decides initialisations, orders and augmentation; network i draws
         from ``fold_in(key, i)``.
       sample_fn: key -> Batch, the training data of one epoch; see ``stored``.
-      test: images [n h w c] and integer labels [n].
+        Or a Stream, on which the networks are trained one after another.
+      test: images [n h w c] and integer labels [n]; ``Rows`` are tested a
+        part at a time.
       module: a network from ``models.build``.
       recipe: how to train.
       learning_rate: of the first half.
@@ -98,48 +144,40 @@ def evaluate(
       An EvalResult over the s networks.
 
     Raises:
-      InputError: no network is asked for.
+      InputError: no network is asked for, or labels are wrong.
     """
     if num_networks < 1:
         raise InputError(
             f"evaluate.networks must be at least 1, not {num_networks}"
         )
-    if not isinstance(sample_fn, Partial):
-        sample_fn = Partial(sample_fn)
-    images, labels = jnp.asarray(test.images), jnp.asarray(test.labels)
-    keys = [jax.random.fold_in(key, i) for i in range(num_networks)]
-    accuracy = _accuracies(
-        jnp.stack(keys),
+    num_classes = _classes_of(module, test)
+    train = _train_streamed
+    if not isinstance(sample_fn, training.Stream):
+        train = _train
+        if not isinstance(sample_fn, Partial):
+            sample_fn = Partial(sample_fn)
+    params = train(
+        jnp.stack([jax.random.fold_in(key, i) for i in range(num_networks)]),
         sample_fn,
-        images,
-        labels,
         jnp.asarray(learning_rate, jnp.float32),
         preprocessing,
-        test_preprocessing,
         module=module,
         recipe=recipe,
     )
-    return summarise(accuracy)
+    right = _count_right(params, test, module, num_classes, test_preprocessing)
+    total = np.bincount(np.asarray(test.labels), minlength=num_classes)
+    recall = right / np.where(total, total, np.nan)
+    return summarise(right.sum(1) / total.sum(), recall)
 
 
 @functools.partial(jax.jit, static_argnames=("module", "recipe"))
-def _accuracies(
-    keys,
-    sample_fn,
-    images,
-    labels,
-    learning_rate,
-    preprocessing,
-    test_preprocessing,
-    *,
-    module,
-    recipe,
-):
+def _train(keys, sample_fn, learning_rate, preprocessing, *, module, recipe):
+    """Params whose leaves lead with s, of networks side by side."""
     shape = jax.eval_shape(sample_fn, keys[0]).images.shape[1:]
 
     def one(key):
         init_key, train_key = jax.random.split(key)
-        params = training.train(
+        return training.train(
             train_key,
             models.init_params(module, init_key, shape),
             sample_fn,
@@ -148,12 +186,93 @@ def _accuracies(
             recipe=recipe,
             preprocessing=preprocessing,
         )
-        return training.accuracy(
-            params,
-            images,
-            labels,
-            module=module,
-            preprocessing=test_preprocessing,
-        )
 
     return parallel.map_networks(one, keys)
+
+
+def _train_streamed(
+    keys, stream, learning_rate, preprocessing, *, module, recipe
+):
+    """The same of networks one after another."""
+    trained = []
+    for key in keys:
+        init_key, train_key = jax.random.split(key)
+        params = training.train_streamed(
+            train_key,
+            models.init_params(module, init_key, stream.images.shape[1:]),
+            stream,
+            learning_rate,
+            module=module,
+            recipe=recipe,
+            preprocessing=preprocessing,
+        )
+        trained.append(params)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trained)
+
+
+def _classes_of(module, test):
+    """k, the network's logits; InputError where the test's labels are not."""
+    count, *shape = test.images.shape
+    key = jax.random.key(0)
+    logits, _ = jax.eval_shape(
+        lambda images: training.apply_fn_of(module)(
+            models.init_params(module, key, shape), images
+        ),
+        jax.ShapeDtypeStruct((1, *shape), jnp.float32),
+    )
+    labels = np.asarray(test.labels)
+    integers = np.issubdtype(labels.dtype, np.integer)
+    if not count or labels.shape != (count,) or not integers:
+        raise InputError(
+            "testing needs an image or more and an integer label for each, "
+            f"not {count} images and {labels.dtype} labels of shape "
+            f"{labels.shape}"
+        )
+    num_classes = logits.shape[-1]
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise InputError(
+            f"test labels must lie in 0..{num_classes - 1}, the classes of "
+            f"the network, not {labels.min()}..{labels.max()}"
+        )
+    return num_classes
+
+
+# Bytes of test images that are read and tested at a time.
+_PART = 1 << 26
+
+
+def _count_right(params, test, module, num_classes, preprocessing):
+    """How many test images of each class each network gets right, [s k]."""
+    count, *shape = test.images.shape
+    size = count
+    if isinstance(test.images, Rows):
+        size = max(1, _PART // math.prod(shape))
+    labels = np.asarray(test.labels)
+    right = np.zeros((), np.int64)
+    for begin, images in read_ahead(
+        lambda begin: test.images[begin : begin + size], range(0, count, size)
+    ):
+        right = right + np.asarray(
+            _right(
+                params,
+                images,
+                labels[begin : begin + size],
+                preprocessing,
+                module=module,
+                num_classes=num_classes,
+            )
+        )
+    return right
+
+
+@functools.partial(jax.jit, static_argnames=("module", "num_classes"))
+def _right(params, images, labels, preprocessing, *, module, num_classes):
+    def one(params):
+        found = training.predict(
+            params, images, module=module, preprocessing=preprocessing
+        )
+        # Integers: floats would stop counting at 2 ** 24, or earlier.
+        hits = (found == labels).astype(jnp.int32)
+        return jnp.zeros(num_classes, jnp.int32).at[labels].add(hits)
+
+    return parallel.map_networks(one, params)

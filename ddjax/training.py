@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from ddjax import losses
+from ddjax import losses, parallel
 from ddjax.augment import augment
 from ddjax.data import preprocess
+from ddjax.data.rows import Rows, read_ahead
 from ddjax.types import ApplyFn, Batch, InputError, LossFn, Params
 from ddjax.unroll import minibatch_indices
 
 __all__ = [
     "Recipe",
+    "Stream",
     "accuracy",
     "apply_fn_of",
     "supervised_loss",
     "train",
     "train_epochs",
+    "train_streamed",
 ]
 
 
@@ -85,6 +90,13 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     return -(-num_examples // batch_size)
 
 
+def total_steps(recipe: Recipe, num_examples: int) -> int:
+    """Steps of a whole training."""
+    return recipe.epochs * steps_per_epoch(
+        num_examples, min(recipe.batch_size, num_examples)
+    )
+
+
 def sgd(recipe: Recipe, learning_rate, num_steps: int):
     """The recipe's optimiser, as PyTorch orders it: decay, momentum, rate."""
 
@@ -98,6 +110,55 @@ def sgd(recipe: Recipe, learning_rate, num_steps: int):
     if recipe.momentum:
         parts.append(optax.trace(recipe.momentum))
     return optax.chain(*parts, optax.scale_by_learning_rate(rate))
+
+
+class Plan(NamedTuple):
+    """What one epoch draws, whether its data is in memory or streamed.
+
+    Attributes:
+      sample_key: for the epoch's data.
+      indices: [t b], the images of each step.
+      keys: [t], one per step.
+    """
+
+    sample_key: Key[Array, ""]
+    indices: Int[Array, "t b"]
+    keys: Key[Array, " t"]
+
+
+@functools.partial(jax.jit, static_argnames=("count", "batch_size"))
+def plan_epoch(key: Key[Array, ""], count: int, batch_size: int) -> Plan:
+    """The draws of one epoch over ``count`` images."""
+    sample_key, order_key, loss_key = jax.random.split(key, 3)
+    size = min(batch_size, count)
+    steps = steps_per_epoch(count, size)
+    return Plan(
+        sample_key,
+        minibatch_indices(order_key, count, size, steps),
+        jax.random.split(loss_key, steps),
+    )
+
+
+def step_of(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    to_input: Callable[[jax.Array], jax.Array],
+) -> Callable[..., Any]:
+    """One step of training.
+
+    Returns:
+      ``step((params, opt_state), batch, key) -> ((params, opt_state), loss)``
+      on stored images, the same wherever they come from.
+    """
+
+    def step(carry, batch, key):
+        params, opt_state = carry
+        batch = Batch(to_input(batch.images), batch.labels)
+        loss, grads = jax.value_and_grad(loss_fn)(params, batch, key)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), loss
+
+    return step
 
 
 def train_epochs(
@@ -126,26 +187,19 @@ def train_epochs(
     Returns:
       (params, opt_state, mean loss of each epoch).
     """
+    count = jax.eval_shape(sample_fn, keys[0]).images.shape[0]
+    take_step = step_of(loss_fn, optimizer, to_input)
 
     def epoch(carry, key):
-        sample_key, order_key, loss_key = jax.random.split(key, 3)
-        data = sample_fn(sample_key)
-        count = data.images.shape[0]
-        size = min(batch_size, count)
-        steps = steps_per_epoch(count, size)
-        indices = minibatch_indices(order_key, count, size, steps)
+        plan = plan_epoch(key, count, batch_size)
+        data = sample_fn(plan.sample_key)
 
         def step(carry, inputs):
-            params, opt_state = carry
             chosen, key = inputs
-            batch = Batch(to_input(data.images[chosen]), data.labels[chosen])
-            loss, grads = jax.value_and_grad(loss_fn)(params, batch, key)
-            updates, opt_state = optimizer.update(grads, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), loss
+            batch = Batch(data.images[chosen], data.labels[chosen])
+            return take_step(carry, batch, key)
 
-        carry, losses_ = jax.lax.scan(
-            step, carry, (indices, jax.random.split(loss_key, steps))
-        )
+        carry, losses_ = jax.lax.scan(step, carry, (plan.indices, plan.keys))
         return carry, losses_.mean()
 
     (params, opt_state), losses_ = jax.lax.scan(
@@ -179,12 +233,8 @@ def train(
     Returns:
       The trained params.
     """
-    shapes = jax.eval_shape(sample_fn, key)
-    count = shapes.images.shape[0]
-    steps = recipe.epochs * steps_per_epoch(
-        count, min(recipe.batch_size, count)
-    )
-    optimizer = sgd(recipe, learning_rate, steps)
+    count = jax.eval_shape(sample_fn, key).images.shape[0]
+    optimizer = sgd(recipe, learning_rate, total_steps(recipe, count))
     params, _, _ = train_epochs(
         supervised_loss(apply_fn_of(module), recipe.augment),
         optimizer,
@@ -196,6 +246,237 @@ def train(
         to_input=to_input(preprocessing),
     )
     return params
+
+
+class Stream(NamedTuple):
+    """Labelled images that are brought to the device a few steps at a time.
+
+    Attributes:
+      images: [n h w c] uint8, ``Rows`` or an array.
+      labels: [n] integers in 0..k-1; one-hot only batch by batch.
+      num_classes: k.
+    """
+
+    images: Rows | np.ndarray
+    labels: np.ndarray
+    num_classes: int
+
+    def check(self) -> Stream:
+        """Itself, or InputError where labels and images do not belong."""
+        labels, count = np.asarray(self.labels), len(self.images)
+        integers = np.issubdtype(labels.dtype, np.integer)
+        if not count or labels.shape != (count,) or not integers:
+            raise InputError(
+                "a stream needs an image or more and an integer label for "
+                f"each, not {count} images and {labels.dtype} labels of shape "
+                f"{labels.shape}"
+            )
+        if labels.min() < 0 or labels.max() >= self.num_classes:
+            raise InputError(
+                f"a stream's labels must lie in 0..{self.num_classes - 1}, "
+                f"not {labels.min()}..{labels.max()}: give its num_classes"
+            )
+        return self
+
+
+def train_streamed(
+    key: Key[Array, ""],
+    params: Params,
+    stream: Stream,
+    learning_rate: Float[Array, ""],
+    *,
+    module: Any,
+    recipe: Recipe,
+    preprocessing: Any = None,
+) -> Params:
+    """``train`` on data that need not fit in memory, with the same result.
+
+    The same order, draws and steps as ``train`` with the same images and
+    one-hot labels in memory; not to be called under ``jax.jit``.
+
+    Args:
+      key: decides orders and augmentation.
+      params: where to start.
+      stream: the data of every epoch.
+      learning_rate: of the first half.
+      module: a network from ``models.build``.
+      recipe: the rest.
+      preprocessing: where given, takes stored images to network input.
+
+    Returns:
+      The trained params.
+
+    Raises:
+      InputError: labels and images do not belong together.
+    """
+    num_steps = total_steps(recipe, len(stream.images))
+    params, _ = stream_epochs(
+        (params, sgd(recipe, learning_rate, num_steps).init(params)),
+        jax.random.split(key, recipe.epochs),
+        stream,
+        learning_rate,
+        module=module,
+        recipe=recipe,
+        num_steps=num_steps,
+        preprocessing=preprocessing,
+    )
+    return params
+
+
+def stream_epochs(
+    carry: tuple[Params, Any],
+    keys: Key[Array, "epochs ..."],
+    stream: Stream,
+    learning_rate: Float[Array, ""],
+    *,
+    module: Any,
+    recipe: Recipe,
+    num_steps: int,
+    preprocessing: Any = None,
+) -> tuple[Params, Any]:
+    """Epochs over a stream, of one network or of several side by side.
+
+    The host gathers the images of a chunk of steps while the device works on
+    the chunk before it; a few chunks are held at any time.
+
+    Args:
+      carry: (params, opt_state); leaves lead with m where the keys do.
+      keys: [e], or [e m] for m networks, each with an order of its own.
+      stream: the data of every epoch.
+      learning_rate: of the first half.
+      module: a network from ``models.build``.
+      recipe: all but its number of epochs.
+      num_steps: of the whole training, half of which has the full rate.
+      preprocessing: where given, takes stored images to network input.
+
+    Returns:
+      (params, opt_state).
+
+    Raises:
+      InputError: labels and images do not belong together.
+    """
+    carry = jax.tree.map(jnp.asarray, carry)
+    for chunk in stream_chunks(keys, stream, recipe.batch_size):
+        following = _advance(
+            carry,
+            *chunk,
+            learning_rate,
+            preprocessing,
+            module=module,
+            recipe=recipe,
+            num_classes=stream.num_classes,
+            num_steps=num_steps,
+            side_by_side=keys.ndim == 2,
+        )
+        # Wait for the chunk before, or the host would run ahead and fill the
+        # device with chunks.
+        jax.block_until_ready(carry)
+        carry = following
+    return carry
+
+
+# Bytes of images that go to the device at once: enough for a read that keeps
+# a disk busy, few enough to be held several times over.
+_CHUNK = 1 << 26
+
+
+def stream_chunks(
+    keys: Key[Array, "epochs ..."], stream: Stream, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, Key[Array, "... t"]]]:
+    """What the steps of epochs need, a few steps at a time, read ahead.
+
+    Args:
+      keys: [e], or [e m] for m networks.
+      stream: the data of every epoch.
+      batch_size: images a step, or fewer where the data has fewer.
+
+    Yields:
+      (images [t b h w c] uint8, classes [t b] int32, keys [t]), each with a
+      leading m where the keys have it.
+
+    Raises:
+      InputError: labels and images do not belong together.
+    """
+    stream.check()
+    labels = np.asarray(stream.labels, np.int32)
+
+    def read(part):
+        chosen, _ = part
+        return stream.images[chosen], labels[chosen]
+
+    parts = _parts(keys, stream, batch_size)
+    for (_, step_keys), (images, classes) in read_ahead(read, parts):
+        yield images, classes, step_keys
+
+
+def _parts(keys, stream, batch_size):
+    """Chunks of steps, epoch by epoch.
+
+    Yields:
+      (indices [... t b], keys [... t]), t steps of each network.
+    """
+    count, *shape = stream.images.shape
+    for epoch_keys in keys:
+        plans = [
+            plan_epoch(key, count, batch_size) for key in epoch_keys.reshape(-1)
+        ]
+        indices = np.stack([np.asarray(plan.indices) for plan in plans])
+        step_keys = jnp.stack([plan.keys for plan in plans])
+        networks, steps, size = indices.shape
+        if not epoch_keys.ndim:
+            indices, step_keys = indices[0], step_keys[0]
+        most = max(1, _CHUNK // (networks * size * math.prod(shape)))
+        # As even as can be: every chunk but the last has one length, for
+        # which the steps are compiled once.
+        length = steps_per_epoch(steps, steps_per_epoch(steps, most))
+        for begin in range(0, steps, length):
+            end = begin + length
+            yield indices[..., begin:end, :], step_keys[..., begin:end]
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "module",
+        "recipe",
+        "num_classes",
+        "num_steps",
+        "side_by_side",
+    ),
+)
+def _advance(
+    carry,
+    images,
+    classes,
+    keys,
+    learning_rate,
+    preprocessing,
+    *,
+    module,
+    recipe,
+    num_classes,
+    num_steps,
+    side_by_side,
+):
+    """The steps of one chunk."""
+    take_step = step_of(
+        supervised_loss(apply_fn_of(module), recipe.augment),
+        sgd(recipe, learning_rate, num_steps),
+        to_input(preprocessing),
+    )
+
+    def step(carry, inputs):
+        images, classes, key = inputs
+        labels = jax.nn.one_hot(classes, num_classes, dtype=jnp.float32)
+        return take_step(carry, Batch(images, labels), key)
+
+    def advance(carry, *inputs):
+        return jax.lax.scan(step, carry, inputs)[0]
+
+    inputs = carry, images, classes, keys
+    if side_by_side:
+        return parallel.map_networks(advance, *inputs)
+    return advance(*inputs)
 
 
 def to_input(preprocessing: Any) -> Callable[[Array], Array]:

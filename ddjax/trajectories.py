@@ -79,7 +79,7 @@ def sample_segment(
 
 def train_teachers(
     keys: Key[Array, " m"],
-    data: Batch,
+    data: Batch | training.Stream,
     module: Any,
     *,
     recipe: training.Recipe,
@@ -90,7 +90,8 @@ def train_teachers(
 
     Args:
       keys: one per teacher; decides initialisation, order and augmentation.
-      data: stored images [n h w c] and one-hot labels [n k], on the device.
+      data: stored images [n h w c] and one-hot labels [n k], on the device; or
+        a Stream of them, with the same result.
       module: a network from ``models.build``.
       recipe: ``recipe.epochs`` epochs at a constant rate.
       learning_rate: that rate.
@@ -110,17 +111,31 @@ def train_teachers(
     optimizer = training.sgd(recipe, learning_rate, 1)
     carry = params, jax.vmap(optimizer.init)(params)
     yield params
+    rate = jnp.asarray(learning_rate, jnp.float32)
+    constant = recipe._replace(epochs=1, decay_at_half=False)
     for epoch in range(recipe.epochs):
         epoch_keys = jax.vmap(jax.random.fold_in, (0, None))(pairs[:, 1], epoch)
-        carry = _epoch(
-            carry,
-            epoch_keys,
-            data,
-            jnp.asarray(learning_rate, jnp.float32),
-            preprocessing,
-            module=module,
-            recipe=recipe._replace(epochs=1, decay_at_half=False),
-        )
+        if isinstance(data, training.Stream):
+            carry = training.stream_epochs(
+                carry,
+                epoch_keys[None],
+                data,
+                rate,
+                module=module,
+                recipe=constant,
+                num_steps=1,
+                preprocessing=preprocessing,
+            )
+        else:
+            carry = _epoch(
+                carry,
+                epoch_keys,
+                data,
+                rate,
+                preprocessing,
+                module=module,
+                recipe=constant,
+            )
         yield carry[0]
 
 
@@ -146,7 +161,7 @@ def _epoch(carry, keys, data, rate, preprocessing, *, module, recipe):
 def record(
     folder: Path,
     key: Key[Array, ""],
-    data: Batch,
+    data: Batch | training.Stream,
     module: Any,
     *,
     count: int,
@@ -167,7 +182,8 @@ def record(
     Args:
       folder: made if need be.
       key: of all teachers.
-      data: stored images [n h w c] and one-hot labels [n k].
+      data: stored images [n h w c] and one-hot labels [n k], which go to the
+        device; or a Stream of images that do not fit there.
       module: a network from ``models.build``.
       count: m, teachers in all.
       recipe: of each; every epoch is stored.
@@ -184,7 +200,8 @@ def record(
       Teachers.
 
     Raises:
-      InputError: the folder holds other teachers, or a damaged one.
+      InputError: the folder holds other teachers, or a damaged one; or a
+        stream's labels and images do not belong together.
     """
     if dtype not in _DTYPES:
         raise InputError(
@@ -209,7 +226,8 @@ def record(
             "with --teachers, or remove it"
         )
     at_once = at_once or parallel.networks_at_once()
-    data = Batch(jnp.asarray(data.images), jnp.asarray(data.labels))
+    if not isinstance(data, training.Stream):
+        data = Batch(jnp.asarray(data.images), jnp.asarray(data.labels))
     stored_as, kind = _DTYPES[dtype]
     missing = [i for i in range(count) if str(i) not in manifest["teachers"]]
     for _ in range((count - len(missing)) * recipe.epochs):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ddjax import evaluate, models
+from ddjax import evaluate, models, training
 from ddjax.data.preprocess import Standardiser
-from ddjax.training import Recipe
+from ddjax.data.rows import Rows
+from ddjax.training import Recipe, Stream
 from ddjax.types import Batch, InputError
 
 NETWORK = models.build("mlp", num_classes=3, width=4)
@@ -111,3 +112,120 @@ def test_preprocessings_are_each_their_own(result):
         test_preprocessing=Standardiser(jnp.array([1.0]), jnp.array([8.0])),
     )
     np.testing.assert_allclose(found.accuracy, result.accuracy, atol=0.021)
+
+
+# --- Recall ------------------------------------------------------------------
+
+
+def uneven():
+    """Fifty test images of two of the three classes, mostly of one."""
+    images, labels = blobs(jax.random.key(1), 150, 2.0)
+    chosen = np.concatenate(
+        [np.flatnonzero(labels == 0)[:42], np.flatnonzero(labels == 2)[:8]]
+    )
+    return Batch(np.asarray(images)[chosen], np.asarray(labels)[chosen])
+
+
+def test_recall():
+    test = uneven()
+    found = run(test=test)
+    assert found.recall.shape == (3, 3)
+    assert np.isnan(found.recall[:, 1]).all()
+    right = found.recall[:, [0, 2]] * [42, 8]
+    np.testing.assert_allclose(right, np.rint(right), atol=1e-9)
+    assert (right[:, 1] % 8 != 0).any() and (right[:, 0] % 42 != 0).any()
+    np.testing.assert_allclose(right.sum(1) / 50, found.accuracy, rtol=1e-12)
+    # Each class by itself.
+    for label in (0, 2):
+        alone = test.labels == label
+        only = run(test=Batch(test.images[alone], test.labels[alone]))
+        np.testing.assert_array_equal(only.accuracy, found.recall[:, label])
+
+
+def test_balanced():
+    found = run(test=uneven())
+    even = evaluate.balanced(found)
+    expected = (found.recall[:, 0] + found.recall[:, 2]) / 2
+    np.testing.assert_allclose(even.accuracy, expected, rtol=1e-12)
+    assert even.mean == pytest.approx(expected.mean())
+    assert even.ci95 == pytest.approx(evaluate.summarise(expected).ci95)
+    assert abs(even.mean - found.mean) > 0.01
+    with pytest.raises(InputError, match="recall"):
+        evaluate.balanced(evaluate.summarise([0.5, 0.6]))
+
+
+# --- Data in files -----------------------------------------------------------
+
+
+@pytest.fixture
+def in_files(tmp_path):
+    """run()'s arguments with pixels in memory, and the same from files."""
+    pixels = Standardiser(jnp.array([0.5]), jnp.array([0.2]))
+    images, labels = blobs(jax.random.key(0), 12, 2.0)
+    test = uneven()
+
+    def stored(name, images):
+        images = np.clip(np.asarray(images) * 51 + 127, 0, 255)
+        np.save(tmp_path / name, images.astype(np.uint8))
+        return images.astype(np.uint8), Rows(tmp_path / name)
+
+    train_images, train_rows = stored("train.npy", images)
+    test_images, test_rows = stored("test.npy", test.images)
+    fixed = {"preprocessing": pixels, "test_preprocessing": pixels}
+    memory = {
+        "sample_fn": evaluate.stored(train_images, jax.nn.one_hot(labels, 3)),
+        "test": test._replace(images=test_images),
+    }
+    files = {
+        "sample_fn": Stream(train_rows, np.asarray(labels), 3),
+        "test": test._replace(images=test_rows),
+    }
+    return memory | fixed, files | fixed
+
+
+def test_from_files_as_in_memory(in_files, monkeypatch):
+    memory, files = in_files
+    expected = run(**memory)
+    assert len(set(expected.accuracy)) > 1
+    # In seven parts, the last of two images; in two chunks an epoch.
+    monkeypatch.setattr(evaluate, "_PART", 8 * 3)
+    monkeypatch.setattr(training, "_CHUNK", 2 * 4 * 3)
+    for changes in (
+        files,
+        memory | {"test": files["test"]},
+        memory | {"sample_fn": files["sample_fn"]},
+    ):
+        found = run(**changes)
+        np.testing.assert_array_equal(found.accuracy, expected.accuracy)
+        np.testing.assert_array_equal(found.recall, expected.recall)
+
+
+def test_test_images_are_read_in_parts(in_files, monkeypatch):
+    memory, files = in_files
+    asked = []
+    read = Rows.__getitem__
+
+    def spy(self, index):
+        asked.append(len(read(self, index)))
+        return read(self, index)
+
+    monkeypatch.setattr(Rows, "__getitem__", spy)
+    monkeypatch.setattr(evaluate, "_PART", 20 * 3)
+    run(**(memory | {"test": files["test"]}))
+    assert asked == [20, 20, 10]
+
+
+@pytest.mark.parametrize(
+    "labels, said",
+    [
+        ([0] * 49, r"50 images and int64 labels of shape \(49,\)"),
+        ([0.0] * 50, "float64"),
+        ([0] * 49 + [3], "0..2, the classes of the network, not 0..3"),
+        ([-1] * 50, "not -1..-1"),
+    ],
+)
+def test_wrong_test_labels(labels, said, monkeypatch):
+    """Told before anything is trained."""
+    monkeypatch.setattr(evaluate, "_train", None)
+    with pytest.raises(InputError, match=said):
+        run(test=uneven()._replace(labels=np.array(labels)))

@@ -9,11 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from ddjax import training
+from ddjax import models, training
 from ddjax.data.preprocess import Standardiser
+from ddjax.data.rows import Rows
 from ddjax.evaluate import stored
 from ddjax.models.layers import Dense
-from ddjax.training import Recipe
+from ddjax.training import Recipe, Stream
 from ddjax.types import Batch, InputError
 
 CLASSES = 3
@@ -205,3 +206,148 @@ def test_impossible_recipes(recipe):
     with pytest.raises(InputError, match=r"teacher\.epochs"):
         recipe.check("teacher")
     assert Recipe(1, 1).check("teacher") == Recipe(1, 1)
+
+
+# --- Streams -----------------------------------------------------------------
+
+
+def stored_images(count=13, side=8):
+    rng = np.random.default_rng(3)
+    images = rng.integers(0, 256, (count, side, side, 3), np.uint8)
+    return images, rng.integers(0, CLASSES, count)
+
+
+CONVNET = models.build("convnet", num_classes=CLASSES, width=4, depth=2)
+PREPARE = Standardiser(jnp.full(3, 0.4), jnp.full(3, 0.3))
+
+
+def both_ways(images, labels, source, recipe, module=NETWORK):
+    """Params after training in memory, and after training from a stream."""
+    params = models.init_params(module, jax.random.key(7), images.shape[1:])
+    one_hot = np.eye(CLASSES, dtype=np.float32)[labels]
+    arguments = {
+        "module": module,
+        "recipe": recipe,
+        "preprocessing": PREPARE,
+    }
+    return tuple(
+        train(jax.random.key(2), params, data, jnp.float32(0.1), **arguments)
+        for train, data in (
+            (training.train, stored(images, one_hot)),
+            (training.train_streamed, Stream(source, labels, CLASSES)),
+        )
+    )
+
+
+def assert_equal(found, expected):
+    """To the last bit: on a CPU the steps are compiled to the same code."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_stream_trains_as_in_memory(tmp_path, monkeypatch):
+    """Five steps an epoch, in chunks of one, and of three and two."""
+    images, labels = stored_images(17)
+    np.save(tmp_path / "images.npy", images)
+    recipe = Recipe(
+        3,
+        4,
+        momentum=0.9,
+        weight_decay=5e-4,
+        decay_at_half=True,
+        augment=("flip", "color"),
+    )
+    for steps in (1, 3):
+        monkeypatch.setattr(training, "_CHUNK", steps * images[:4].nbytes)
+        expected, found = both_ways(
+            images, labels, Rows(tmp_path / "images.npy"), recipe, CONVNET
+        )
+        assert_equal(found, expected)
+    for changed in (labels[::-1], (labels + 1) % CLASSES):
+        _, other = both_ways(images, changed, images, recipe, CONVNET)
+        leaves = zip(jax.tree.leaves(other), jax.tree.leaves(expected))
+        assert not all(np.array_equal(a, b) for a, b in leaves)
+
+
+def test_stream_of_an_array_and_of_few_images():
+    images, labels = stored_images(3)
+    expected, found = both_ways(images, labels, images, Recipe(2, 100))
+    assert_equal(found, expected)
+
+
+def test_chunks_compile_once(monkeypatch):
+    """Twice the chunks bring no more compilations than the first epoch."""
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: (
+            compiled.append(event) if "backend_compile" in event else None
+        )
+    )
+
+    def count(images_in_all):
+        images, labels = stored_images(images_in_all, side=10)
+        before = len(compiled)
+        training.train_streamed(
+            jax.random.key(0),
+            models.init_params(NETWORK, jax.random.key(0), (10, 10, 3)),
+            Stream(images, labels, CLASSES),
+            jnp.float32(0.1),
+            module=NETWORK,
+            recipe=Recipe(2, 2),
+            preprocessing=PREPARE,
+        )
+        return len(compiled) - before
+
+    monkeypatch.setattr(training, "_CHUNK", 2 * 2 * 300)
+    training._advance.clear_cache()
+    count(8)  # two chunks of two steps: and whatever is compiled once for all
+    fewer, more = count(12), count(40)
+    assert 0 < more <= fewer
+
+
+def test_stream_is_read_in_bounded_chunks(monkeypatch):
+    images, labels = stored_images(40)
+    asked = []
+
+    class Spy:
+        shape = images.shape
+
+        def __len__(self):
+            return len(images)
+
+        def __getitem__(self, index):
+            asked.append(index)
+            return images[index]
+
+    monkeypatch.setattr(training, "_CHUNK", 3 * images[:4].nbytes)
+    # Ten steps: four chunks of at most three.
+    expected, found = both_ways(images, labels, Spy(), Recipe(2, 4))
+    steps = [index.shape for index in asked]
+    assert steps == [(3, 4), (3, 4), (3, 4), (1, 4)] * 2
+    for epoch in (asked[:4], asked[4:]):
+        assert sorted(np.concatenate(epoch).ravel()) == list(range(40))
+    assert (np.concatenate(asked[:4]) != np.concatenate(asked[4:])).any()
+    assert_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "labels, said",
+    [
+        ([0, 1], r"not 3 images and int64 labels of shape \(2,\)"),
+        ([0.0, 1.0, 2.0], "float64"),
+        ([0, 1, CLASSES], "0..2, not 0..3"),
+        ([0, -1, 1], "not -1..1"),
+    ],
+)
+def test_wrong_streams(labels, said):
+    images, _ = stored_images(3)
+    with pytest.raises(InputError, match=said):
+        training.train_streamed(
+            jax.random.key(0),
+            start(),
+            Stream(images, np.array(labels), CLASSES),
+            jnp.float32(0.1),
+            module=NETWORK,
+            recipe=Recipe(1, 1),
+        )

@@ -8,8 +8,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ddjax import models, parallel, trajectories
-from ddjax.training import Recipe
+from ddjax import models, parallel, training, trajectories
+from ddjax.data.preprocess import Standardiser
+from ddjax.data.rows import Rows
+from ddjax.training import Recipe, Stream
 from ddjax.trajectories import Teachers, record, sample_segment, train_teachers
 from ddjax.types import Batch, InputError
 
@@ -147,6 +149,71 @@ def test_side_by_side(recorded, tmp_path, monkeypatch):
             recorded.snapshot(teacher, EPOCHS),
             1e-5,
         )
+
+
+# --- Streams -----------------------------------------------------------------
+
+
+def stored(folder):
+    """Pixels in memory with one-hot labels, and the same from a file."""
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (12, 2, 2, 1), np.uint8)
+    np.save(folder / "images.npy", images)
+    labels = np.arange(12) % 3
+    return (
+        Batch(images, np.eye(3, dtype=np.float32)[labels]),
+        Stream(Rows(folder / "images.npy"), labels, 3),
+    )
+
+
+def record_of(folder, source, **changes):
+    """Resumed once, on the way."""
+    for count in (1, 3):
+        teachers = record(
+            folder,
+            KEY,
+            source,
+            NETWORK,
+            count=count,
+            recipe=RECIPE._replace(augment=("flip", "color")),
+            learning_rate=RATE,
+            preprocessing=Standardiser(jnp.array([0.5]), jnp.array([0.3])),
+            shaped_by=KIND,
+            **changes,
+        )
+    return teachers
+
+
+def test_streamed_teachers(tmp_path, monkeypatch):
+    """The same files, byte by byte, at two of three steps a chunk."""
+    monkeypatch.setattr(training, "_CHUNK", 2 * 5 * 4)
+    folders = tmp_path / "memory", tmp_path / "stream"
+    for folder, source in zip(folders, stored(tmp_path)):
+        record_of(folder, source)
+    assert contents(folders[0]) == contents(folders[1])
+
+
+def test_streamed_teachers_side_by_side(tmp_path, monkeypatch):
+    """Each has an order of its own; under vmap, up to rounding."""
+    in_memory, stream = stored(tmp_path)
+    alone = record_of(tmp_path / "alone", in_memory)
+    monkeypatch.setattr(parallel, "networks_at_once", lambda: 2)
+    monkeypatch.setattr(training, "_CHUNK", 2 * 2 * 5 * 4)
+    training._advance.clear_cache()
+    together = record_of(tmp_path / "together", stream, at_once=2)
+    training._advance.clear_cache()
+    for teacher in range(3):
+        assert_same(
+            together.snapshot(teacher, EPOCHS),
+            alone.snapshot(teacher, EPOCHS),
+            1e-5,
+        )
+
+
+def test_stream_with_wrong_labels(tmp_path):
+    _, stream = stored(tmp_path)
+    with pytest.raises(InputError, match=r"0\.\.1"):
+        record_of(tmp_path / "teachers", stream._replace(num_classes=2))
 
 
 def test_reading_maps_the_file(recorded):
