@@ -6,22 +6,40 @@ Fields are overridden on the command line as ``--config.iadd.ipc=10``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
+from ddjax.types import InputError
+
 DSA = "color_crop_cutout_flip_scale_rotate"
+
+SIZES = ("full", "small")
 
 # field: (default, meaning). The type of the default is the field's type.
 FIELDS: dict[str, tuple[Any, str]] = {
     "seed": (0, "decides everything random in the run"),
     "data.source": (
         "digits",
-        "digits, cifar10 (from TFDS) or npz (own)",
+        "digits, folder, npz, tiny_imagenet, imagenet, or a TFDS name",
     ),
-    "data.data_dir": ("", "TFDS folder, or the .npz file; empty: default"),
+    "data.data_dir": (
+        "",
+        "the folder of images, the .npz file, or TFDS's folder (empty: its "
+        "default)",
+    ),
+    "data.size": (0, "side in pixels; 0: as the images are, all alike"),
+    "data.crop": ("center", "to a square: center or stretch"),
+    "data.channels": (0, "1 grey, 3 colour, 0 what the images are"),
+    "data.classes": ("", "names or numbers joined by commas; empty: all"),
+    "data.class_names": ("", "what to call them instead, joined by commas"),
+    "data.per_class": (0, "the first so many training images of each; 0: all"),
+    "data.test_share": (0.2, "of each class, where there is no test part"),
     "data.held_out": (0.1, "share of each class set aside for selection"),
-    "data.preprocess": ("standardise", "standardise or none"),
+    "data.unreadable_share": (0.01, "more broken images than that: refused"),
+    "data.in_memory_gb": (4.0, "larger sets are read from disk as used"),
+    "data.preprocess": ("standardise", "standardise, zca or none"),
     "model.name": ("convnet", "the student's and the teachers' network"),
     "model.width": (128, "channels of each block"),
     "model.depth": (3, "blocks; each halves the image"),
@@ -71,6 +89,10 @@ FIELDS: dict[str, tuple[Any, str]] = {
     "evaluate.weight_decay": (5e-4, "of SGD"),
     "evaluate.augment": (DSA, "DSA groups joined by _, or none"),
     "evaluate.real_learning_rate": (0.01, "for random real images"),
+    "evaluate.metric": (
+        "accuracy",
+        "what a state is selected by: accuracy or balanced_accuracy",
+    ),
     "evaluate.looks": (10, "times that the held-out images are looked at"),
     "evaluate.look_networks": (3, "fresh networks for each look"),
     "log.every": (10, "updates between lines of metrics.jsonl"),
@@ -101,3 +123,122 @@ def flat(config: ml_collections.ConfigDict) -> dict[str, Any]:
             part = part[name]
         values[field] = part
     return values
+
+
+def options(
+    argument: str,
+    *,
+    ipcs: Sequence[int],
+    size: str,
+    what: str = "",
+) -> tuple[str, int, str]:
+    """What stands behind the colon of ``--config=FILE:ARGUMENT``.
+
+    Args:
+      argument: "ipc=10", "size=small", both joined by a comma, or nothing;
+        after a first word of its own where the config takes one.
+      ipcs: the images per class that the config has hyperparameters for; the
+        first is the default.
+      size: "full" or "small", the default.
+      what: what the first word is; "" where there is none.
+
+    Returns:
+      (first word, ipc, size).
+
+    Raises:
+      InputError: the argument says something else.
+    """
+    words = argument.split(",") if argument else []
+    chosen = {"ipc": str(ipcs[0]), "size": size}
+    while words and words[-1].partition("=")[0] in chosen:
+        name, _, value = words.pop().partition("=")
+        chosen[name] = value
+    first = ",".join(words)
+    if first and not what:
+        raise InputError(
+            f"the config takes ipc= and size= behind the colon, joined by a "
+            f"comma, and not {first!r}"
+        )
+    if what and not first:
+        raise InputError(f"the config needs {what} behind a colon")
+    if chosen["size"] not in SIZES:
+        raise InputError(f"size={chosen['size']}: choose {' or '.join(SIZES)}")
+    if chosen["ipc"] not in map(str, ipcs):
+        raise InputError(
+            f"ipc={chosen['ipc']} has no hyperparameters here: choose "
+            f"{', '.join(map(str, ipcs))}, or take the nearest of them and "
+            "override --config.iadd.ipc"
+        )
+    return first, int(chosen["ipc"]), chosen["size"]
+
+
+def published(
+    config: ml_collections.ConfigDict,
+    ipc: int,
+    *,
+    steps: int,
+    span: int,
+    max_start: int,
+    batch: int,
+    image_step: float,
+    rate_step: float,
+    rate: float,
+    zca: bool = False,
+) -> None:
+    """Sets what a row of MTT's table of hyperparameters says."""
+    config.iadd.ipc = ipc
+    config.iadd.inner_steps = steps
+    config.iadd.span = span
+    config.iadd.max_start = max_start
+    config.iadd.batch_size = batch
+    config.iadd.image_step = image_step
+    config.iadd.learning_rate_step = rate_step
+    config.iadd.learning_rate = rate
+    config.data.preprocess = "zca" if zca else "standardise"
+
+
+def augmented_by(config: ml_collections.ConfigDict, groups: str) -> None:
+    """One augmentation for teachers, students and evaluation."""
+    config.teacher.augment = groups
+    config.iadd.augment = groups
+    config.evaluate.augment = groups
+
+
+def change(
+    config: ml_collections.ConfigDict, fields: Mapping[str, Any]
+) -> None:
+    """Sets fields by their dotted names."""
+    for field, value in fields.items():
+        *groups, name = field.split(".")
+        part = config
+        for group in groups:
+            part = part[group]
+        part[name] = value
+
+
+def small(config: ml_collections.ConfigDict, ipc: int) -> None:
+    """A version for two CPU cores: narrow network, few and short teachers.
+
+    Sized so that CIFAR-10 takes less than three quarters of an hour; larger
+    sets take longer. What depends on the data set is set by its config after
+    this.
+    """
+    change(
+        config,
+        {
+            "model.width": 32,
+            "teacher.count": 5,
+            "teacher.epochs": 4,
+            "iadd.ipc": ipc,
+            "iadd.iterations": 300,
+            "iadd.inner_steps": 20 if ipc == 1 else 10,
+            "iadd.span": 1,
+            "iadd.max_start": 2,
+            "iadd.batch_size": 0 if ipc == 1 else 50,
+            "iadd.learning_rate": 0.02,
+            "iadd.learning_rate_step": 1e-6,
+            "evaluate.epochs": 500 if ipc == 1 else 150,
+            "evaluate.looks": 5 if ipc == 1 else 3,
+            "log.checkpoint_every": 50,
+        },
+    )

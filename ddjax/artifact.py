@@ -6,23 +6,23 @@
                    not clipped, because networks were trained on them so
     labels         [n k] float32, rows sum to 1
     learning_rate  scalar float32, for the training that uses the images
-    preprocess/*   arrays that take pixels to network input:
-                   (images - preprocess/mean) / preprocess/std
+    preprocess/*   arrays that take pixels to network input: mean [c] and
+                   std [c], (images - mean) / std; or, of ZCA, mean [h w c]
+                   and matrix [d d], d = h * w * c:
+                   ((images - mean).reshape(n, d) @ matrix).reshape(n, h, w, c)
     metadata       a JSON string: class names, method, model, recipe, scores
 """
 
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ddjax import files
-from ddjax.data.preprocess import Standardiser
+from ddjax.data import preprocess
 from ddjax.types import InputError
 
 __all__ = ["Artifact", "load", "save"]
@@ -42,7 +42,7 @@ class Artifact(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
     learning_rate: float
-    preprocessing: Standardiser
+    preprocessing: preprocess.Standardiser | preprocess.Whitener
     metadata: dict[str, Any]
 
 
@@ -56,9 +56,9 @@ def save(path: Path, artifact: Artifact) -> None:
         "images": np.asarray(artifact.images, np.float32),
         "labels": np.asarray(artifact.labels, np.float32),
         "learning_rate": np.asarray(artifact.learning_rate, np.float32),
-        "preprocess/mean": np.asarray(artifact.preprocessing.mean),
-        "preprocess/std": np.asarray(artifact.preprocessing.std),
     }
+    for name, array in preprocess.arrays(artifact.preprocessing).items():
+        arrays[f"preprocess/{name}"] = array
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise InputError(
@@ -81,28 +81,25 @@ def load(path: Path) -> Artifact:
       InputError: it is missing, damaged or not one of ours.
     """
     try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            found = Artifact(
-                file["images"],
-                file["labels"],
-                float(file["learning_rate"]),
-                Standardiser(file["preprocess/mean"], file["preprocess/std"]),
-                json.loads(str(file["metadata"])),
-            )
+        arrays = files.read_npz(path)
+        found = Artifact(
+            arrays["images"],
+            arrays["labels"],
+            float(arrays["learning_rate"]),
+            preprocess.from_arrays(
+                {
+                    name.removeprefix("preprocess/"): array
+                    for name, array in arrays.items()
+                    if name.startswith("preprocess/")
+                }
+            ),
+            json.loads(str(arrays["metadata"])),
+        )
     except FileNotFoundError:
         raise InputError(
             f"there is no distilled file {path}: run experiments/iadd.py first"
         ) from None
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        TypeError,  # a .npy file
-        RuntimeError,  # a damaged header asks for a password or an odd method
-        zipfile.BadZipFile,
-        zlib.error,
-    ):
+    except (files.DamagedFile, ValueError, KeyError, TypeError):
         raise InputError(
             f"{path} is damaged or no distilled file: write it again with "
             "experiments/iadd.py"

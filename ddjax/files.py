@@ -6,11 +6,15 @@ import contextlib
 import hashlib
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["atomic_write", "sha256", "write_json"]
+import numpy as np
+
+__all__ = ["DamagedFile", "atomic_write", "read_npz", "sha256", "write_json"]
 
 
 @contextlib.contextmanager
@@ -45,3 +49,32 @@ def sha256(path: Path) -> str:
     """The checksum of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class DamagedFile(ValueError):
+    """A file that is not what its name says; str() tells in what way."""
+
+
+def read_npz(path: Path | str) -> dict[str, np.ndarray]:
+    """Every array of an .npz file; pickles are refused.
+
+    Raises:
+      FileNotFoundError: it is not there.
+      DamagedFile: it is no .npz file, or a part of it cannot be read.
+    """
+    try:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        TypeError,  # a .npy file
+        RuntimeError,  # a damaged header asks for a password or an odd method
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise DamagedFile(str(error)) from None

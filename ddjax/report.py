@@ -7,176 +7,32 @@ artefacts, so it can be mailed, archived and compared.
     config.json, distilled.npz, eval.json           required
     metrics.jsonl, initial.npz, difference.npz      their section, if there
 
-In metrics.jsonl, ``seconds`` is what the update of that line took. Everything
-is read without pickle.
+In metrics.jsonl, ``seconds`` is what the update of that line took; of the
+``held_out_*`` scores, the one that the config's ``evaluate.metric`` names is
+drawn. A result in eval.json has mean, std, ci95 and accuracies;
+``balanced_accuracy`` (the same four) and ``recall`` [k] add a column and a
+table. Everything is read without pickle.
 """
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 import math
-import re
 import shlex
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
-from PIL import Image, ImageDraw, ImageFont
 
+from ddjax import figures, page
 from ddjax.files import atomic_write
+from ddjax.picture import picture
 from ddjax.types import InputError
 
-__all__ = ["picture", "save_picture", "write_report"]
-
-# Pictures -------------------------------------------------------------------
-
-_GAP = 4
-_BACKGROUND, _TEXT = (242, 242, 242), (32, 32, 32)
-_COMFORTABLE = 6_000_000  # pixels; beyond, tiles are made smaller
-_LARGEST = 16_000_000  # beyond, fewer images are shown
-
-
-def picture(
-    images: Any,
-    labels: Any,
-    class_names: Sequence[str],
-    *,
-    scale: int | None = None,
-) -> Image.Image:
-    """Images as a grid of tiles, with class names.
-
-    One column per class, in the order of the classes; within a column, the
-    order of ``images``. Ten classes to a band, twenty where tiles are small;
-    with one image per class that is simply rows of ten.
-
-    Args:
-      images: [n h w c] floats, 0 black to 1 white; clipped for display. Three
-        channels are a colour, any other number is shown as its mean, grey.
-      labels: [n] integers.
-      class_names: label i is captioned ``class_names[i]``, or i beyond them.
-      scale: edge of the square that a pixel becomes. By default tiles of at
-        least 64 pixels (96 for images up to 16 pixels and for one image per
-        class), less where the whole would be very large; where it is too
-        large at scale 1, the first images of each class, and a line saying
-        so.
-
-    Returns:
-      An RGB picture.
-
-    Raises:
-      InputError: shapes that are not as above, or no image.
-    """
-    images, labels = np.asarray(images), np.asarray(labels)
-    if images.ndim != 4 or not images.size:
-        raise InputError(
-            f"a picture needs images [n h w c], at least one, not an array "
-            f"of shape {images.shape}"
-        )
-    if labels.shape != images.shape[:1]:
-        raise InputError(
-            f"a picture of {len(images)} images needs labels of shape "
-            f"({len(images)},), not {labels.shape}"
-        )
-    height, width = images.shape[1:3]
-    columns = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    most = rows = max(map(len, columns))
-    if scale is None:
-        scale = _scale(height, width, len(columns), rows)
-        column_pixels = len(columns) * height * width * scale**2
-        rows = max(1, min(rows, _LARGEST // column_pixels))
-    tile_w, tile_h = scale * width, scale * height
-    across = min(len(columns), 10 if tile_w >= 48 else 20)
-    bands = math.ceil(len(columns) / across)
-    font = _font(max(10, min(15, tile_w // 6)))
-    line = math.ceil(1.5 * font.size)
-    band_h = line + rows * (tile_h + _GAP) + _GAP
-    note = f"The first {rows} of {most} images of each class"
-    canvas = Image.new(
-        "RGB",
-        (
-            across * (tile_w + _GAP) + 3 * _GAP,
-            bands * band_h + 2 * _GAP + (line if rows < most else 0),
-        ),
-        _BACKGROUND,
-    )
-    draw = ImageDraw.Draw(canvas)
-    for i, column in enumerate(columns):
-        x = 2 * _GAP + i % across * (tile_w + _GAP)
-        y = _GAP + i // across * band_h
-        label = int(labels[column[0]])
-        name = class_names[label] if label < len(class_names) else label
-        draw.text(
-            (x + tile_w / 2, y + line / 2),
-            _fit(str(name), font, tile_w),
-            _TEXT,
-            font,
-            anchor="mm",
-        )
-        for row, index in enumerate(column[:rows]):
-            canvas.paste(
-                Image.fromarray(_bytes(images[index])).resize(
-                    (tile_w, tile_h), Image.Resampling.NEAREST
-                ),
-                (x, y + line + row * (tile_h + _GAP)),
-            )
-    if rows < most:
-        y = canvas.height - line / 2 - _GAP
-        draw.text((2 * _GAP, y), note, _TEXT, font, anchor="lm")
-    return canvas
-
-
-def _scale(height: int, width: int, columns: int, rows: int) -> int:
-    side = max(height, width)
-    wanted = 96 if side <= 16 or rows == 1 else 64
-    scale = max(1, round(wanted / side), math.ceil(64 / side))
-    pixels = columns * rows * height * width
-    return max(1, min(scale, math.isqrt(_COMFORTABLE // pixels)))
-
-
-def _bytes(image: np.ndarray) -> np.ndarray:
-    image = image if image.shape[-1] == 3 else image.mean(-1, keepdims=True)
-    image = np.clip(np.nan_to_num(image.astype(np.float32)), 0, 1)
-    pixels = np.round(255 * image).astype(np.uint8)
-    return np.broadcast_to(pixels, (*pixels.shape[:2], 3)).copy()
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    # Matplotlib's own copy: the same letters on every machine, and more of
-    # them than in Pillow's default.
-    path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    return ImageFont.truetype(str(path), size)
-
-
-def _fit(name: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    name = " ".join(name.split())
-    if font.getlength(name) <= width:
-        return name
-    while name and font.getlength(name + "…") > width:
-        name = name[:-1]
-    return name + "…"
-
-
-def save_picture(
-    path: Path,
-    images: Any,
-    labels: Any,
-    class_names: Sequence[str],
-    *,
-    scale: int | None = None,
-) -> None:
-    """Writes ``picture(...)`` as a PNG file, whole or not at all."""
-    image = picture(images, labels, class_names, scale=scale)
-    with atomic_write(path) as file:
-        image.save(file, "PNG", optimize=True)
-
+__all__ = ["write_report"]
 
 # Reading artefacts ----------------------------------------------------------
 
@@ -223,20 +79,6 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _series(
-    records: Iterable[Mapping[str, Any]], name: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, values) of one metric. A resumed run may repeat steps: the
-    later line counts."""
-    found = {
-        int(record["step"]): float(record[name])
-        for record in records
-        if isinstance(record.get(name), int | float)
-    }
-    steps = sorted(found)
-    return np.array(steps, int), np.array([found[step] for step in steps])
-
-
 def _require(workdir: Path) -> None:
     if not workdir.is_dir():
         raise InputError(
@@ -258,431 +100,7 @@ def _require(workdir: Path) -> None:
             )
 
 
-def _tensor_order(name: str) -> tuple[Any, ...]:
-    """conv0, norm0, conv1, ..., head; kernel, scale, bias within each."""
-    layer, _, leaf = name.rpartition(".")
-    numbers = [int(digits) for digits in re.findall(r"\d+", layer)]
-    kinds = ("kernel", "scale", "bias")
-    kind = kinds.index(leaf) if leaf in kinds else len(kinds)
-    return numbers or [math.inf], layer, kind, leaf
-
-
-# Figures --------------------------------------------------------------------
-
-# Middle tones, readable on white and on black; ink becomes the page's own
-# text colour in ``_svg``.
-_INK, _BLUE, _ORANGE, _GREEN = "#010203", "#3b82c4", "#cc7722", "#2f9468"
-_GREY = "#8a8f98"
-_STYLE = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": _INK,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.labelcolor": _INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 9,
-    "figure.facecolor": "none",
-    "font.size": 8,
-    "grid.alpha": 0.18,
-    "grid.color": _INK,
-    "legend.frameon": False,
-    "lines.linewidth": 1.4,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "ddjax",
-    "text.color": _INK,
-    "text.parse_math": False,  # a name may hold a dollar sign
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-}
-_HALF, _WHOLE = 5.0, 10.0  # inches; one scale on the page for both
-_PLAIN = FuncFormatter(lambda value, _: f"{value:.10g}")
-
-
-def _svg(figure: Figure, name: str, alt: str) -> str:
-    """The figure as an <svg> element to put into a page.
-
-    Args:
-      figure: drawn under ``_STYLE``.
-      name: unique in the page; ids begin with it.
-      alt: for those who do not see it.
-    """
-    file = io.StringIO()
-    figure.savefig(file, format="svg")
-    text = file.getvalue()
-    text = text[text.index("<svg") :]
-    # Metadata holds the date and outside addresses.
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(\bid="|"#|url\(#)', rf"\g<1>{name}-", text)
-    text = text.replace("xlink:href", "href").replace(_INK, "currentColor")
-    text = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 sans-serif", text)
-    box = re.search(r'viewBox="[^"]*"', text[: text.index(">")])
-    head = f'<svg role="img" aria-label="{html.escape(alt)}" {box[0]}>'
-    return head + text[text.index(">") + 1 :].strip()
-
-
-def _curve(axes: Any, steps: Any, values: Any, color: str, label: str) -> None:
-    """Few points as they are; many as means with smallest to largest."""
-    if len(steps) < 40:
-        mark = "o" if len(steps) < 15 else ""
-        axes.plot(steps, values, color=color, label=label, marker=mark, ms=3)
-        return
-    parts = np.array_split(np.arange(len(steps)), min(100, len(steps) // 5))
-    x = [steps[part].mean() for part in parts]
-    axes.fill_between(
-        x,
-        [values[part].min() for part in parts],
-        [values[part].max() for part in parts],
-        color=color,
-        alpha=0.22,
-        linewidth=0,
-    )
-    axes.plot(
-        x, [values[part].mean() for part in parts], color=color, label=label
-    )
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3g}"
-
-
-def _curves(
-    records: list[dict[str, Any]], selected: int | None, relative: bool
-) -> list[str]:
-    """Small figures, one per group of metrics that the run logged."""
-    groups = (
-        ("Outer loss", {"loss": "loss"}),
-        (
-            "Student's inner loss",
-            {"inner_loss_first": "first step", "inner_loss_last": "last step"},
-        ),
-        ("Student's learning rate", {"learning_rate": "learning rate"}),
-        ("Norm of the images' gradient", {"image_gradient_norm": "norm"}),
-    )
-    figures = []
-    for title, names in groups:
-        curves = {
-            label: _series(records, name) for name, label in names.items()
-        }
-        curves = {label: c for label, c in curves.items() if len(c[0])}
-        if not curves:
-            continue
-        figure = Figure((_HALF, 2.6), layout="constrained")
-        axes = figure.subplots()
-        axes.set(title=title, xlabel="step")
-        alt = []
-        for color, (label, (steps, values)) in zip(
-            (_BLUE, _ORANGE), curves.items()
-        ):
-            _curve(axes, steps, values, color, label)
-            alt.append(
-                f"{label} from {_number(values[0])} at step {steps[0]} to "
-                f"{_number(values[-1])} at step {steps[-1]}"
-            )
-        positive = [v[np.isfinite(v) & (v > 0)] for _, v in curves.values()]
-        positive = np.concatenate(positive)
-        total = sum(len(values) for _, values in curves.values())
-        wide = len(positive) == total and positive.max() > 30 * positive.min()
-        if wide:
-            axes.set_yscale("log")
-            axes.yaxis.set_minor_locator(NullLocator())
-        if title == "Outer loss" and relative:
-            axes.axhline(1, color=_INK, linewidth=0.8, linestyle=":")
-        axes.yaxis.set_major_formatter(_PLAIN)
-        _mark(axes, selected)
-        if len(curves) > 1:
-            axes.legend()
-        figures.append(
-            _svg(figure, f"curve{len(figures)}", f"{title}: {'; '.join(alt)}")
-        )
-    steps, values = _series(records, "held_out_accuracy")
-    if len(steps):
-        figure = Figure((_HALF, 2.6), layout="constrained")
-        axes = figure.subplots()
-        spread = dict(zip(*_series(records, "held_out_std")))
-        axes.errorbar(
-            steps,
-            100 * values,
-            [100 * spread.get(step, 0) for step in steps],
-            color=_GREEN,
-            marker="o",
-            ms=4,
-            capsize=2,
-            elinewidth=1,
-        )
-        axes.set(
-            title="Accuracy on held-out training images, % (mean ± std)",
-            xlabel="step",
-        )
-        axes.set_xlim(left=0)
-        _mark(axes, selected)
-        best = values.argmax()
-        alt = (
-            f"Held-out accuracy at {len(steps)} looks, highest "
-            f"{_percent(values[best])} at step {steps[best]}"
-        )
-        if selected is not None:
-            alt += f"; step {selected} was selected"
-        figures.append(_svg(figure, "held-out", alt))
-    return figures
-
-
-def _mark(axes: Any, selected: int | None) -> None:
-    if selected is not None:
-        axes.axvline(selected, color=_INK, linewidth=0.9, linestyle="--")
-
-
-def _importance_curves(records: list[dict[str, Any]]) -> str | None:
-    """W's mean and standard deviation over time, one panel per layer."""
-    looks = {
-        int(r["step"]): r["importance"] for r in records if "importance" in r
-    }
-    steps = sorted(looks)
-    names = {name for look in looks.values() for name in look}
-    names = sorted(names, key=_tensor_order)
-    if not names:
-        return None
-    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
-    across = min(4, len(layers))
-    down = math.ceil(len(layers) / across)
-    figure = Figure((_WHOLE, 1.8 * down + 0.3), layout="constrained")
-    panels = figure.subplots(
-        down, across, sharex=True, sharey=True, squeeze=False
-    ).ravel()
-    leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
-    leaves.sort(key=lambda leaf: _tensor_order(f"x.{leaf}"))
-    palette = (_BLUE, _ORANGE, _GREEN, _GREY)
-    colors = {leaf: palette[i % 4] for i, leaf in enumerate(leaves)}
-    drawn = {}
-    for axes, layer in zip(panels, layers):
-        axes.set_title(layer or "network")
-        axes.axhline(1, color=_INK, linewidth=0.8, linestyle=":")
-        for name in names:
-            owner, _, leaf = name.rpartition(".")
-            if owner != layer:
-                continue
-            here = [step for step in steps if name in looks[step]]
-            mean, std = (
-                np.array([looks[step][name].get(key, 0) for step in here])
-                for key in ("mean", "std")
-            )
-            (drawn[leaf],) = axes.plot(here, mean, color=colors[leaf])
-            axes.fill_between(
-                here,
-                mean - std,
-                mean + std,
-                color=colors[leaf],
-                alpha=0.2,
-                linewidth=0,
-            )
-        axes.xaxis.set_major_locator(
-            MaxNLocator(4, integer=True, steps=[1, 2, 5, 10])
-        )
-        axes.yaxis.set_major_formatter(_PLAIN)
-    for axes in panels[len(layers) :]:
-        axes.set_visible(False)
-    # Their panel above shows the steps instead, which sharing had hidden.
-    for axes in panels[:across] if down == 1 else panels[-across * 2 :]:
-        axes.xaxis.set_tick_params(labelbottom=True)
-    panels[0].set_xlim(left=0)
-    figure.legend(
-        [drawn[leaf] for leaf in leaves],
-        leaves,
-        loc="outside upper right",
-        ncols=len(leaves),
-    )
-    figure.supxlabel("step", fontsize=8)
-    means = {name: looks[steps[-1]].get(name, {}).get("mean") for name in names}
-    alt = ", ".join(
-        f"{name} {_number(mean)}"
-        for name, mean in means.items()
-        if mean is not None
-    )
-    return _svg(
-        figure, "weights", f"Mean W by layer at step {steps[-1]}: {alt}"
-    )
-
-
-def _rows_figure(names: Sequence[str], panels: int) -> tuple[Figure, Any]:
-    """Axes whose rows are parameter tensors, a line between layers."""
-    figure = Figure(
-        (_WHOLE, 0.27 * len(names) + 0.75 + 0.2 * (panels > 1)),
-        layout="constrained",
-    )
-    ratios = {"width_ratios": [2.4, 1]} if panels > 1 else {}
-    axes = np.atleast_1d(
-        figure.subplots(1, panels, sharey=True, gridspec_kw=ratios)
-    )
-    axes[0].set_yticks(range(len(names)), names)
-    axes[0].set_ylim(len(names) - 0.4, -0.6)
-    for panel in axes:
-        panel.grid(visible=False, axis="y")
-        panel.tick_params(axis="y", length=0)
-        for i in range(1, len(names)):
-            if names[i].rpartition(".")[0] != names[i - 1].rpartition(".")[0]:
-                panel.axhline(i - 0.5, color=_INK, linewidth=0.4, alpha=0.35)
-    return figure, axes
-
-
-def _quantiles(axes: Any, y: Any, values: Any, color: str, low: Any) -> None:
-    """1-99% as a line, 25-75% as a bar, the median as a stroke; what lies
-    under ``low``, an end of the axis, is drawn as an arrow there."""
-    q = np.quantile(values, [0.01, 0.25, 0.5, 0.75, 0.99])
-    if q[0] < low:
-        axes.plot([1.15 * low], [y], "<", color=color, ms=4)
-    if q[-1] < low:
-        return
-    q = np.maximum(q, low)
-    axes.plot(q[[0, 4]], [y, y], color=color, linewidth=1)
-    axes.plot(
-        q[[1, 3]], [y, y], color=color, linewidth=5, solid_capstyle="butt"
-    )
-    if q[2] > low:
-        axes.plot(q[2], y, "|", color=_INK, ms=8, markeredgewidth=1.2)
-
-
-def _importance_bars(weights: Mapping[str, np.ndarray]) -> str | None:
-    """The final W of every tensor as quantiles."""
-    names = sorted(weights, key=_tensor_order)
-    if not names:
-        return None
-    figure, (axes,) = _rows_figure(names, 1)
-    everything = np.concatenate([np.ravel(weights[name]) for name in names])
-    low, high = everything.min(), everything.max()
-    if low > 0:
-        axes.set_xscale("log")
-        pad = max((high / low) ** 0.04, 1.02)
-        axes.set_xlim(min(low, 1) / pad, max(high, 1) * pad)
-        steps = [m * 10.0**e for e in range(-6, 7) for m in (1, 1.5, 2, 3, 5)]
-        shown = [t for t in steps if min(low, 1) <= t <= max(high, 1)]
-        axes.set_xticks(shown if len(shown) < 16 else shown[::5])
-        axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(_PLAIN)
-    axes.axvline(1, color=_INK, linewidth=0.8, linestyle=":")
-    for y, name in enumerate(names):
-        _quantiles(axes, y, weights[name], _BLUE, -math.inf)
-    axes.set_xlabel("final W")
-    alt = ", ".join(f"{n} {_number(np.median(weights[n]))}" for n in names)
-    return _svg(figure, "final", f"Median of the final W: {alt}")
-
-
-_STILL = "teacher hardly moves"
-
-
-def _differences(
-    student: Mapping[str, np.ndarray], start: Mapping[str, np.ndarray]
-) -> tuple[str, list[list[str]]] | None:
-    """(figure, rows of a table) of student and start against target."""
-    names = sorted(student.keys() & start.keys(), key=_tensor_order)
-    if not names:
-        return None
-    figure, (bars, ratios) = _rows_figure(names, 2)
-    student = {name: np.abs(np.ravel(student[name])) for name in names}
-    start = {name: np.abs(np.ravel(start[name])) for name in names}
-    ends = [
-        np.quantile(part[name], (0.01, 0.99))
-        for part in (student, start)
-        for name in names
-    ]
-    high = max(end for _, end in ends) or 1.0
-    # A convolution's bias before a norm never moves: only rounding, or
-    # exactly zero. Five decades show all that matters; the rest is an arrow.
-    still = high * 1e-5
-    low = min([end for end, _ in ends if end > still], default=still) / 2
-    bars.set_xscale("log")
-    bars.set_xlim(low, high * 1.6)
-    bars.xaxis.set_minor_locator(NullLocator())
-    bars.xaxis.set_major_formatter(_PLAIN)
-    bars.set_xlabel("absolute difference to the target")
-    ratios.set_xlabel("student's rms / start's rms")
-    ratios.axvline(1, color=_INK, linewidth=0.8, linestyle=":")
-    table = []
-    for y, name in enumerate(names):
-        _quantiles(bars, y - 0.17, start[name], _GREY, low)
-        _quantiles(bars, y + 0.17, student[name], _ORANGE, low)
-        before, after = _rms(start[name]), _rms(student[name])
-        ratio = after / before if before > still else None
-        if ratio is None:
-            ratios.text(
-                0.02,
-                y,
-                _STILL,
-                transform=ratios.get_yaxis_transform(),
-                va="center",
-                alpha=0.7,
-            )
-        else:
-            ratios.plot(ratio, y, "o", color=_ORANGE, ms=5)
-        table.append(
-            [
-                name,
-                f"{len(start[name]):,}",
-                _number(before),
-                _number(after),
-                _STILL if ratio is None else f"{ratio:.2f}",
-            ]
-        )
-    ratios.set_xlim(left=0)
-    ratios.set_xlim(right=max(1.1, ratios.get_xlim()[1]))
-    for color, label in ((_GREY, "start"), (_ORANGE, "student")):
-        bars.plot([], [], color=color, linewidth=5, label=label)
-    figure.legend(loc="outside upper left", ncols=2)
-    alt = ", ".join(f"{row[0]} {row[-1]}" for row in table)
-    return _svg(
-        figure,
-        "difference",
-        f"Student's rms difference to the target over the start's: {alt}",
-    ), table
-
-
-def _rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
-
-
 # The page -------------------------------------------------------------------
-
-_CSS = """
-:root { color-scheme: light dark; --line: #d5d7da; --soft: #f2f3f4; }
-@media (prefers-color-scheme: dark) {
-  :root { --line: #3a3f45; --soft: #22262a; }
-  body { background: #15181b; color: #e6e7e8; }
-}
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto;
-  max-width: 66rem; padding: 0 1rem; }
-h1 { font-size: 1.7rem; margin-bottom: .3rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem;
-  border-bottom: 1px solid var(--line); }
-p, figcaption, .note { max-width: 48rem; }
-figcaption, .note { font-size: .9rem; opacity: .8; }
-figure { margin: 0 0 1rem; }
-svg, img { display: block; max-width: 100%; height: auto; }
-svg { width: 100%; }
-img { image-rendering: pixelated; }
-.wide { display: flex; flex-wrap: wrap; gap: 1rem; width: max-content;
-  min-width: 100%; max-width: min(100vw - 3rem, 100rem);
-  position: relative; left: 50%; transform: translateX(-50%); }
-.wide figure { margin: 0; }
-.pair { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); }
-table { border-collapse: collapse; font-size: .93rem; }
-th, td { padding: .25rem .9rem .25rem 0; text-align: left;
-  border-bottom: 1px solid var(--line); vertical-align: top; }
-td { overflow-wrap: anywhere; }
-strong { white-space: nowrap; }
-.number { text-align: right; white-space: nowrap;
-  font-variant-numeric: tabular-nums; }
-tr.biased { opacity: .75; }
-code, pre { font-family: ui-monospace, monospace; font-size: .87em; }
-pre { background: var(--soft); padding: .6rem .8rem; white-space: pre-wrap;
-  overflow-wrap: anywhere; }
-.columns { columns: 2 24rem; }
-@media print {
-  body { font-size: 11pt; margin: 0; max-width: none; }
-  h2 { break-after: avoid; } figure, tr { break-inside: avoid; }
-  .wide { max-width: 100%; position: static; transform: none; }
-}
-"""
 
 _ROWS = {
     "distilled": "Distilled images, state selected on held-out images",
@@ -728,39 +146,32 @@ def write_report(workdir: Path) -> Path:
     data = _read_npz(workdir / "distilled.npz", "images", "labels", "metadata")
     records = _read_metrics(workdir / "metrics.jsonl")
     metadata = json.loads(str(data["metadata"]))
+    metric = _metric(config, metadata)
     difference = {}
     if (workdir / "difference.npz").exists():
         difference = _read_npz(workdir / "difference.npz")
 
-    # Figures draw under this page's style, whatever the reader's own is.
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+    with page.style():
         sections = [
             _pictures_section(workdir, data, metadata),
-            _results_section(scores),
-            _curves_section(records, metadata),
+            _results_section(scores, metadata),
+            _curves_section(records, metadata, metric),
             _importance_section(records, _part(difference, "importance")),
             _difference_section(difference),
         ]
-    title = f"Distillation report: {workdir.resolve().name}"
     sections += [
         _files_section(workdir),
         _commands_section(workdir, config),
         _config_section(config),
     ]
-    page = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_CSS}</style>\n"
-        f"</head>\n<body>\n<h1>{html.escape(title)}</h1>\n"
-        f"<p>{_summary(config, scores, data, metadata, records)}</p>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</body>\n</html>\n"
+    text = page.document(
+        f"Distillation report: {workdir.resolve().name}",
+        _summary(config, scores, data, metadata, records, metric),
+        sections,
     )
     path = workdir / "report.html"
     with atomic_write(path) as file:
-        file.write(page.encode())
+        file.write(text.encode())
     return path
 
 
@@ -771,53 +182,6 @@ def _part(arrays: Mapping[str, np.ndarray], prefix: str):
         for name, array in arrays.items()
         if name.startswith(f"{prefix}/") and array.size
     }
-
-
-def _section(name: str, title: str, *body: str) -> str:
-    return (
-        f'<section id="{name}">\n<h2>{html.escape(title)}</h2>\n'
-        + "\n".join(body)
-        + "\n</section>"
-    )
-
-
-def _figure(content: str, caption: str) -> str:
-    caption = html.escape(caption)
-    return (
-        f"<figure>{content}<figcaption>{caption}</figcaption></figure>"
-        if caption
-        else f"<figure>{content}</figure>"
-    )
-
-
-def _table(
-    head: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    numbers: Sequence[int] = (),
-    biased: Sequence[int] = (),
-) -> str:
-    """A table of plain text; ``numbers`` are columns, ``biased`` rows."""
-
-    def line(tag, cells):
-        return "".join(
-            f"<{tag}{' class=number' if i in numbers else ''}>"
-            f"{html.escape(cell)}</{tag}>"
-            for i, cell in enumerate(cells)
-        )
-
-    body = "\n".join(
-        f"<tr{' class=biased' if i in biased else ''}>{line('td', row)}</tr>"
-        for i, row in enumerate(rows)
-    )
-    return (
-        f"<table>\n<thead><tr>{line('th', head)}</tr></thead>\n"
-        f"<tbody>\n{body}\n</tbody>\n</table>"
-    )
-
-
-def _percent(accuracy: Any) -> str:
-    return f"{100 * accuracy:.1f}%"
 
 
 def _score(result: Mapping[str, Any]) -> str:
@@ -841,12 +205,22 @@ def _main_score(
     return name, results[name]
 
 
+def _metric(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
+    """What states were selected by; where no config says, by accuracy."""
+    for source in (config, metadata):
+        values = dict(_flatten(source.get("config") or {}))
+        if "evaluate.metric" in values:
+            return values["evaluate.metric"]
+    return "accuracy"
+
+
 def _summary(
     config: Mapping[str, Any],
     scores: Mapping[str, Any],
     data: Mapping[str, np.ndarray],
     metadata: Mapping[str, Any],
     records: list[dict[str, Any]],
+    metric: str,
 ) -> str:
     """The run in a paragraph, as HTML."""
     n, height, width, channels = data["images"].shape
@@ -854,12 +228,23 @@ def _summary(
     each = f"{n // k} per class, " if n % k == 0 else ""
     text = f"<strong>{n} distilled images</strong> ({each}{k} classes, "
     text += f"{height} &times; {width} &times; {channels})"
-    found = _main_score(scores, "distilled", metadata)
-    if found:
-        name, result = found
+    found = {
+        row: _main_score(scores, row, metadata)
+        for row in ("distilled", "random_real", "full_data")
+    }
+    found = {row: score for row, score in found.items() if score}
+    # All figures of a paragraph are of one kind.
+    balanced = metric == "balanced_accuracy" and all(
+        metric in result for _, result in found.values()
+    )
+    if balanced:
+        found = {row: (name, r[metric]) for row, (name, r) in found.items()}
+    if "distilled" in found:
+        name, result = found["distilled"]
         count = len(result.get("accuracies", ()))
         text += (
-            f" train a fresh {html.escape(str(name))} to <strong>"
+            f" train a fresh {html.escape(str(name))} to "
+            f"{'a balanced accuracy of ' if balanced else ''}<strong>"
             f"{_score(result)}</strong> on the test set"
         )
         if count > 1:
@@ -869,10 +254,9 @@ def _summary(
         ("random_real", "As many real images picked at random reach"),
         ("full_data", "All training data reaches"),
     ):
-        found = _main_score(scores, row, metadata)
-        if found:
-            text += f" {phrase} <strong>{_score(found[1])}</strong>."
-    _, seconds = _series(records, "seconds")
+        if row in found:
+            text += f" {phrase} <strong>{_score(found[row][1])}</strong>."
+    _, seconds = figures.series(records, "seconds")
     last = max((int(record["step"]) for record in records), default=None)
     method = html.escape(str(metadata.get("method", "")).upper())
     if last is not None:
@@ -886,10 +270,14 @@ def _summary(
     if metadata.get("selected_step") is not None:
         text += (
             f" The state of step {html.escape(str(metadata['selected_step']))}"
-            " was selected on held-out training images; the test set played "
-            "no part in it."
+            f" was selected by its {html.escape(_words(metric))} on held-out "
+            "training images; the test set played no part in it."
         )
     return text
+
+
+def _words(metric: str) -> str:
+    return metric.replace("_", " ")
 
 
 def _duration(seconds: float) -> str:
@@ -930,20 +318,16 @@ def _pictures_section(
     side = max(images.shape[1:3])
     scale = None if one_each else max(1, math.ceil(64 / side))
     names = metadata.get("class_names") or []
-    figures = []
+    drawn = []
     for title, pixels in shown.items():
-        file = io.BytesIO()
         grid = picture(pixels[chosen], labels[chosen], names, scale=scale)
-        grid.save(file, "PNG", optimize=True)
-        code = base64.b64encode(file.getvalue()).decode()
         alt = (
             f"{title}: {len(chosen)} images of {len(classes)} classes, one "
             "column per class"
         )
-        figures.append(
+        drawn.append(
             f"<figure><figcaption>{title}</figcaption>"
-            f'<img src="data:image/png;base64,{code}" alt="{alt}" '
-            f'width="{grid.width}" height="{grid.height}"></figure>'
+            f"{page.image(grid, alt)}</figure>"
         )
     notes = []
     if len(chosen) < len(images):
@@ -954,19 +338,22 @@ def _pictures_section(
     if outside > 0:
         notes.append(
             f"Values run from {images.min():.2f} to {images.max():.2f}; the "
-            f"{_percent(outside)} of them outside 0 to 1 are clipped for "
+            f"{page.percent(outside)} of them outside 0 to 1 are clipped for "
             "display."
         )
-    return _section(
+    return page.section(
         "pictures",
         "Images",
-        f'<div class="wide">{"".join(figures)}</div>',
+        f'<div class="wide">{"".join(drawn)}</div>',
         f'<p class="note">{html.escape(" ".join(notes))}</p>' if notes else "",
     )
 
 
-def _results_section(scores: Mapping[str, Any]) -> str:
+def _results_section(
+    scores: Mapping[str, Any], metadata: Mapping[str, Any]
+) -> str:
     rows, biased = [], []
+    balanced = _is_unbalanced(scores)
     order = [name for name in _ROWS if name != "best_of_looks"]
     order += [name for name in scores if name not in _ROWS]
     order += ["best_of_looks"]
@@ -991,43 +378,151 @@ def _results_section(scores: Mapping[str, Any]) -> str:
                     label,
                     model,
                     _score(result),
+                    *([_balanced_score(result)] if balanced else []),
                     f"{100 * std:.1f}" if std is not None and count > 1 else "",
                     str(count or ""),
                 ]
             )
-    head = (
-        "Trained on",
-        "Network",
-        "Test accuracy ± 95% interval",
-        "Std, points",
-        "Networks",
-    )
+    head = ["Trained on", "Network", "Test accuracy ± 95% interval"]
+    head += ["Std, points", "Networks"]
+    if balanced:
+        head[2:4] = "Test accuracy ± 95%", "Balanced ± 95%", "Std of accuracy"
     note = (
         '<p class="note">The interval is that of the mean over '
         "independently initialised networks (Student's t); the standard "
         "deviation is between networks."
     )
+    if balanced:
+        note += (
+            " Balanced accuracy is the mean of the classes' recalls: each "
+            "class counts the same, however many test images it has."
+        )
     if biased:
         note += (
             " The highest test mean of all looks is what MTT and its heirs "
             "report. It is chosen by the test set and so too high; compare "
             "it with their tables only."
         )
-    return _section(
+    return page.section(
         "results",
         "Results",
-        _table(head, rows, numbers=(2, 3, 4), biased=biased),
+        page.table(head, rows, numbers=range(2, len(head)), biased=biased),
         note + "</p>",
+        *_recall(scores, metadata),
     )
 
 
+def _results(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The results of all rows and networks."""
+    return [
+        result
+        for results in scores.values()
+        if isinstance(results, dict)
+        for result in results.values()
+        if isinstance(result, dict) and "mean" in result
+    ]
+
+
+def _is_unbalanced(scores: Mapping[str, Any]) -> bool:
+    """Whether the balanced accuracy says anything that accuracy does not."""
+    return any(
+        abs(result["balanced_accuracy"]["mean"] - result["mean"]) > 0.0005
+        for result in _results(scores)
+        if "balanced_accuracy" in result
+    )
+
+
+def _balanced_score(result: Mapping[str, Any]) -> str:
+    balanced = result.get("balanced_accuracy")
+    return _score(balanced) if balanced else ""
+
+
+_MOST = 20  # classes in a table of all of them
+
+
+def _recall(
+    scores: Mapping[str, Any], metadata: Mapping[str, Any]
+) -> list[str]:
+    """Recall by class of the network that distilled, as HTML; of many
+    classes, the worst and the best."""
+    columns, network = {}, ""
+    for row, title in (
+        ("distilled", "Distilled"),
+        ("random_real", "Random real"),
+        ("full_data", "All data"),
+    ):
+        found = _main_score(scores, row, metadata)
+        if found is None or not found[1].get("recall"):
+            continue
+        network = network or found[0]
+        if found[0] == network:
+            columns[title] = found[1]["recall"]
+    if not columns:
+        return []
+    main = next(iter(columns.values()))
+    names = metadata.get("class_names") or []
+
+    def table(classes):
+        return page.table(
+            ["Class", *columns],
+            [
+                [
+                    str(names[i]) if i < len(names) else str(i),
+                    *(_known(recall, i) for recall in columns.values()),
+                ]
+                for i in classes
+            ],
+            numbers=range(1, 1 + len(columns)),
+        )
+
+    tested = [i for i, value in enumerate(main) if value is not None]
+    note = (
+        f"The share of a class's test images that a {network} gets right, "
+        "mean over networks."
+    )
+    if len(main) <= _MOST:
+        body = table(range(len(main)))
+        if len(tested) < len(main):
+            note += " A dash: the test set has no image of the class."
+    elif len(tested) <= _MOST:
+        body = table(tested)
+        note += (
+            f" The test set has no image of the other "
+            f"{len(main) - len(tested)} classes."
+        )
+    else:
+        order = sorted(tested, key=lambda i: main[i])
+        half = _MOST // 2
+        note += (
+            f" Of {len(tested)} classes, the {half} worst and the {half} best "
+            f"by the column {next(iter(columns))}."
+        )
+        body = (
+            f'<div class="pair"><div><h4>Worst</h4>{table(order[:half])}'
+            f"</div><div><h4>Best</h4>{table(order[: -half - 1 : -1])}</div>"
+            "</div>"
+        )
+    return [
+        "<h3>Recall by class</h3>",
+        body,
+        f'<p class="note">{html.escape(note)}</p>',
+    ]
+
+
+def _known(recall: Sequence[Any], label: int) -> str:
+    value = recall[label] if label < len(recall) else None
+    return "\N{EN DASH}" if value is None else page.percent(value)
+
+
 def _curves_section(
-    records: list[dict[str, Any]], metadata: Mapping[str, Any]
+    records: list[dict[str, Any]], metadata: Mapping[str, Any], metric: str
 ) -> str:
     selected = metadata.get("selected_step")
     relative = str(metadata.get("method", "")).lower() == "iadd"
-    figures = _curves(records, selected, relative)
-    if not figures:
+    drawn = figures.curves(
+        records, selected=selected, relative=relative, metric=metric
+    )
+    if not drawn:
         return ""
     note = (
         "A band is the smallest to the largest of neighbouring steps, the "
@@ -1040,10 +535,10 @@ def _curves_section(
         )
     if selected is not None:
         note += f" The dashed line is the selected state, step {selected}."
-    return _section(
+    return page.section(
         "curves",
         "Curves",
-        f'<div class="pair">{"".join(_figure(f, "") for f in figures)}</div>',
+        f'<div class="pair">{"".join(page.figure(f) for f in drawn)}</div>',
         f'<p class="note">{html.escape(note)}</p>',
     )
 
@@ -1051,47 +546,53 @@ def _curves_section(
 def _importance_section(
     records: list[dict[str, Any]], weights: Mapping[str, np.ndarray]
 ) -> str:
-    over_time, final = _importance_curves(records), _importance_bars(weights)
+    over_time = figures.importance_curves(records)
+    final = figures.importance_bars(weights)
     body = []
     if over_time:
         body.append(
-            _figure(
+            page.figure(
                 over_time,
                 "W over time: the mean over each parameter tensor, with a "
                 "band of one standard deviation.",
+                broad=True,
             )
         )
     if final:
         body.append(
-            _figure(
+            page.figure(
                 final,
                 "The final W of each parameter tensor: median (stroke), "
                 "middle half (bar), 1% to 99% (line). Dotted: 1.",
+                broad=True,
             )
         )
-    return _section("importance", "Importance by layer", *body) if body else ""
+    if not body:
+        return ""
+    return page.section("importance", "Importance by layer", *body)
 
 
 def _difference_section(difference: Mapping[str, np.ndarray]) -> str:
-    found = _differences(
+    found = figures.differences(
         _part(difference, "student_target"), _part(difference, "start_target")
     )
     if not found:
         return ""
     figure, rows = found
     head = ("Tensor", "Values", "Start, rms", "Student, rms", "Ratio")
-    return _section(
+    return page.section(
         "difference",
         "Student against teacher, parameter by parameter",
-        _figure(
+        page.figure(
             figure,
             "One segment: how far each parameter is from the teacher's "
             "target, before (start) and after the student's training on the "
             "distilled images. Median (stroke), middle half (bar), 1% to 99% "
             "(line); an arrow at the left edge stands for what is smaller, "
             "zero included. Right: below 1, the student came nearer.",
+            broad=True,
         ),
-        _table(head, rows, numbers=(1, 2, 3, 4)),
+        page.table(head, rows, numbers=(1, 2, 3, 4)),
     )
 
 
@@ -1102,22 +603,14 @@ def _files_section(workdir: Path) -> str:
         if path.is_dir():
             rows.append([f"{name}/", "", what])
         elif path.exists():
-            rows.append([name, _size(path.stat().st_size), what])
-    return _section(
+            rows.append([name, page.file_size(path.stat().st_size), what])
+    return page.section(
         "files",
         "Files",
-        _table(("File", "Size", "What it is"), rows, numbers=(1,)),
+        page.table(("File", "Size", "What it is"), rows, numbers=(1,)),
         "<p>The distilled data opens with NumPy alone:</p>",
         f"<pre>{html.escape(_OPENING)}</pre>",
     )
-
-
-def _size(count: int) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
 
 
 def _commands_section(workdir: Path, config: Mapping[str, Any]) -> str:
@@ -1133,7 +626,7 @@ def _commands_section(workdir: Path, config: Mapping[str, Any]) -> str:
         f"python experiments/report.py {where}",
     ]
     text = "\n".join(command for command in commands if command)
-    return _section(
+    return page.section(
         "commands",
         "To repeat",
         "<p>The run, its evaluation alone, and this page alone:</p>",
@@ -1156,10 +649,10 @@ def _config_section(config: Mapping[str, Any]) -> str:
     versions = config.get("versions") or {}
     body = [
         '<div class="columns">',
-        _table(("Field", "Value"), _flatten(config.get("config") or {})),
+        page.table(("Field", "Value"), _flatten(config.get("config") or {})),
         "</div>",
     ]
     if versions:
         rows = [[name, str(version)] for name, version in versions.items()]
-        body += ["<h3>Versions</h3>", _table(("Package", "Version"), rows)]
-    return _section("config", "Configuration", *body)
+        body += ["<h3>Versions</h3>", page.table(("Package", "Version"), rows)]
+    return page.section("config", "Configuration", *body)

@@ -5,7 +5,7 @@
 Trains fresh networks on the images of DIR/distilled.npz, as the config's
 ``evaluate`` part says (``--config.evaluate.models=convnet,mlp`` for two kinds),
 and prints their test accuracy. With the run's own config these are the networks
-of its eval.json, up to the rounding of the stored pixels. It writes nothing.
+of its eval.json, up to the rounding of the stored pixels. DIR stays as it is.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from ddjax.data import preprocess
 from ddjax.types import Batch, InputError
 
 
-def run(config, workdir: Path, teachers_dir: Path) -> None:
+def run(config, workdir: Path, shared: launch.Shared) -> None:
     """Prints one line for each network.
 
     Args:
       config: its data, model, evaluate and seed parts are used.
       workdir: holds distilled.npz.
-      teachers_dir: not used.
+      shared: where the data lie.
     """
     found = artifact.load(workdir / "distilled.npz")
-    setting = teachers.prepare(config)
+    setting = teachers.prepare(config, shared.data)
     test = setting.splits.test
     if found.images.shape[1:] != test.images.shape[1:]:
         raise InputError(
@@ -38,6 +38,7 @@ def run(config, workdir: Path, teachers_dir: Path) -> None:
             f"{found.images.shape[1:]}, the config's data set of "
             f"{test.images.shape[1:]}: name the config that it was made with"
         )
+    images, left = teachers.as_input(test.images, found.preprocessing)
     for name in iadd_script.model_names(config):
         module = (
             setting.module
@@ -50,12 +51,12 @@ def run(config, workdir: Path, teachers_dir: Path) -> None:
                 preprocess.apply(found.preprocessing, found.images),
                 found.labels,
             ),
-            Batch(test.images, test.labels),
+            Batch(images, test.labels),
             module,
             recipe=iadd_script.recipe_of(config),
             learning_rate=found.learning_rate,
             num_networks=config.evaluate.networks,
-            test_preprocessing=found.preprocessing,
+            test_preprocessing=left,
         )
         print(iadd_script.score_line(name, score))
 

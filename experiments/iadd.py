@@ -11,6 +11,7 @@ checkpoint to the same result; a finished one says so and does nothing.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import sys
 import time
@@ -34,6 +35,7 @@ from ddjax import (
     metrics,
     models,
     parallel,
+    picture,
     report,
     training,
     trajectories,
@@ -46,26 +48,26 @@ from ddjax.types import Batch, InputError, Segment
 _INITIAL, _STATE, _SEGMENTS, _LOOKS, _FINAL, _RANDOM_REAL = range(6)
 
 
-def run(config, workdir: Path, teachers_dir: Path) -> None:
+def run(config, workdir: Path, shared: launch.Shared) -> None:
     """The whole pipeline of one config.
 
     Args:
       config: see configs/common.py.
       workdir: of this run.
-      teachers_dir: shared between runs.
+      shared: where data and teachers lie.
     """
     settings = settings_of(config)
     if is_complete(config, workdir):
         print(f"this run is complete: see {workdir / 'report.html'}")
         return
-    setting = teachers_script.prepare(config)
+    setting = teachers_script.prepare(config, shared.data)
     initial = choose_initial(config, setting)
     settings = settings._replace(
         batch_size=settings.batch_size or len(initial.images)
     ).check(len(initial.images))
     # Only now, when the config has proved possible, is the folder taken.
-    claim(config, workdir)
-    store = teachers_script.train(config, setting, teachers_dir)
+    claim(config, workdir, setting.splits)
+    store = teachers_script.train(config, setting, shared.teachers)
     state = distil(config, workdir, setting, settings, initial, store)
     conclude(config, workdir, setting, settings, initial, store, state)
     print(f"report: {workdir / 'report.html'}")
@@ -98,6 +100,11 @@ def settings_of(config) -> iadd.Settings:
         raise InputError(
             f"iadd.segments must be a multiple of the "
             f"{jax.local_device_count()} devices, not {part.segments}"
+        )
+    if config.evaluate.metric not in METRICS:
+        raise InputError(
+            f"evaluate.metric must be {' or '.join(METRICS)}, not "
+            f"{config.evaluate.metric!r}"
         )
     for name in model_names(config):
         models.build(name, num_classes=2)
@@ -151,15 +158,9 @@ def is_complete(config, workdir: Path) -> bool:
     Raises:
       InputError: it holds another config's.
     """
-    path = workdir / "config.json"
-    if not path.exists():
+    there = _recorded(workdir).get("config")
+    if there is None:
         return False
-    try:
-        there = json.loads(path.read_text())["config"]
-    except (json.JSONDecodeError, KeyError):
-        raise InputError(
-            f"{path} is damaged: remove {workdir} or name another --workdir"
-        ) from None
     changed = [
         f"{field} is {there.get(field)!r} there and {value!r} here"
         for field, value in _described(config).items()
@@ -173,18 +174,44 @@ def is_complete(config, workdir: Path) -> bool:
     return (workdir / "report.html").exists()
 
 
+def _recorded(workdir: Path) -> dict[str, object]:
+    """What config.json says, nothing where there is none."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+        found["config"].keys()
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        raise InputError(
+            f"{path} is damaged: remove {workdir} or name another --workdir"
+        ) from None
+    return found
+
+
 def _described(config) -> dict[str, object]:
     """The config as JSON gives it back: tuples are lists."""
     return json.loads(json.dumps(common.flat(config)))
 
 
-def claim(config, workdir: Path) -> None:
-    """Makes the folder this config's, and writes down what runs in it."""
+def claim(config, workdir: Path, splits: sources.Splits) -> None:
+    """Makes the folder this config's, and writes down what runs in it.
+
+    Raises:
+      InputError: a run was begun there on other images.
+    """
+    data = sources.fingerprint(*splits)
+    if _recorded(workdir).get("data", data) != data:
+        raise InputError(
+            f"{workdir} holds a run on other images: the files behind "
+            "data.data_dir have changed since; name another --workdir"
+        )
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_json(
         workdir / "config.json",
         {
             "config": _described(config),
+            "data": data,
             "command": " ".join(["python", *sys.argv]),
             "versions": {
                 name: metadata.version(name)
@@ -339,23 +366,37 @@ def look(config, workdir, setting, settings, state, step, log) -> None:
     """Scores a state on held-out training images, and keeps its images."""
     data = iadd.distilled(state, settings)
     held_out = setting.splits.held_out
+    images, left = teachers_script.as_input(
+        held_out.images, setting.preprocessing
+    )
     score = evaluate.evaluate(
         jax.random.fold_in(
             jax.random.fold_in(jax.random.key(config.seed), _LOOKS), 0
         ),
         evaluate.stored(data.images, data.labels),
-        Batch(held_out.images, held_out.labels),
+        Batch(images, held_out.labels),
         setting.module,
         recipe=recipe_of(config),
         learning_rate=data.learning_rate,
         num_networks=config.evaluate.look_networks,
-        test_preprocessing=setting.preprocessing,
+        test_preprocessing=left,
     )
     with files.atomic_write(workdir / "looks" / f"{step:07d}.npz") as file:
         np.savez(file, **{k: np.asarray(v) for k, v in data._asdict().items()})
-    log.write(
-        step, {"held_out_accuracy": score.mean, "held_out_std": score.std}
-    )
+    row = {}
+    for metric in METRICS:
+        found = by_metric(score, metric)
+        row[f"held_out_{metric}"] = found.mean
+        row[f"held_out_{metric}_std"] = found.std
+    log.write(step, row)
+
+
+METRICS = ("accuracy", "balanced_accuracy")
+
+
+def by_metric(score: evaluate.EvalResult, metric: str) -> evaluate.EvalResult:
+    """A result in the terms of one of ``METRICS``."""
+    return score if metric == "accuracy" else evaluate.balanced(score)
 
 
 def weight_summary(settings, state, segment) -> dict[str, dict[str, float]]:
@@ -381,17 +422,16 @@ def _name(path) -> str:
 def conclude(config, workdir, setting, settings, initial, store, state):
     """Everything after the last update; the one use of the test set."""
     rows = metrics.read(workdir / "metrics.jsonl")
-    looks = {
-        row["step"]: row["held_out_accuracy"]
-        for row in rows
-        if "held_out_accuracy" in row
-    }
+    field = f"held_out_{config.evaluate.metric}"
+    looks = {row["step"]: row[field] for row in rows if field in row}
     # Step 0 is only the curve's start. The earliest of equals is taken: later
     # updates bought nothing that was seen.
     del looks[0]
     selected = max(sorted(looks), key=looks.get)
     chosen = _load_look(workdir, selected)
-    scores = final_scores(config, workdir, setting, initial, looks, selected)
+    scores = final_scores(
+        config, workdir, setting, initial, looks, selected, store.folder.parent
+    )
     write_difference(config, workdir, setting, settings, store, state)
     names = setting.splits.train.class_names
     pixels = functools.partial(preprocess.invert, setting.preprocessing)
@@ -423,7 +463,7 @@ def conclude(config, workdir, setting, settings, initial, store, state):
             images=np.asarray(pixels(initial.images)),
             labels=np.asarray(initial.labels),
         )
-    report.save_picture(
+    picture.save_picture(
         workdir / "distilled.png",
         np.asarray(pixels(chosen.images)),
         np.asarray(chosen.labels).argmax(-1),
@@ -455,15 +495,18 @@ def _load_look(workdir, step) -> iadd.Distilled:
         return iadd.Distilled(**{name: file[name] for name in file.files})
 
 
-def final_scores(config, workdir, setting, initial, looks, selected):
-    """eval.json: {row: {model: {mean, std, ci95, accuracies}}}."""
-    train, _, test = setting.splits
+def final_scores(
+    config, workdir, setting, initial, looks, selected, teachers_dir
+):
+    """eval.json: {row: {model: {mean, std, ci95, accuracies, ..}}}."""
+    test = setting.splits.test
     key = final_key(config)
+    images, left = teachers_script.as_input(test.images, setting.preprocessing)
     score = functools.partial(
         evaluate.evaluate,
-        test=Batch(test.images, test.labels),
+        test=Batch(images, test.labels),
         num_networks=config.evaluate.networks,
-        test_preprocessing=setting.preprocessing,
+        test_preprocessing=left,
     )
     recipe = recipe_of(config)
     last = config.iadd.iterations
@@ -480,11 +523,12 @@ def final_scores(config, workdir, setting, initial, looks, selected):
     rows: dict[str, dict] = {}
 
     def add(row, model, result, **more):
-        rows.setdefault(row, {})[model] = {
-            "mean": result.mean,
-            "std": result.std,
-            "ci95": result.ci95,
-            "accuracies": result.accuracy.tolist(),
+        rows.setdefault(row, {})[model] = _as_json(result) | {
+            "balanced_accuracy": _as_json(evaluate.balanced(result)),
+            "recall": [
+                None if np.isnan(recall) else recall
+                for recall in result.recall.mean(0).tolist()
+            ],
             **more,
         }
 
@@ -501,7 +545,12 @@ def final_scores(config, workdir, setting, initial, looks, selected):
             for step in sorted(looks)
         }
         bar.update()
-        best = max(at_looks, key=lambda step: at_looks[step].mean)
+        best = max(
+            at_looks,
+            key=lambda step: (
+                by_metric(at_looks[step], config.evaluate.metric).mean
+            ),
+        )
         add("distilled", model, at_looks[selected])
         add("distilled_last", model, at_looks[last])
         bar.update()
@@ -520,21 +569,7 @@ def final_scores(config, workdir, setting, initial, looks, selected):
         add(
             "full_data",
             model,
-            score(
-                key,
-                evaluate.stored(
-                    train.images,
-                    sources.one_hot(train.labels, setting.num_classes),
-                ),
-                module=module,
-                recipe=training.Recipe(
-                    epochs=config.teacher.epochs,
-                    batch_size=config.teacher.batch_size,
-                    augment=augment.parse(config.teacher.augment),
-                ),
-                learning_rate=config.teacher.learning_rate,
-                preprocessing=setting.preprocessing,
-            ),
+            _full_data(config, setting, model, module, score, teachers_dir),
         )
         bar.update()
         add(
@@ -548,17 +583,81 @@ def final_scores(config, workdir, setting, initial, looks, selected):
     return rows
 
 
+def _as_json(result: evaluate.EvalResult) -> dict[str, object]:
+    return {
+        "mean": result.mean,
+        "std": result.std,
+        "ci95": result.ci95,
+        "accuracies": result.accuracy.tolist(),
+    }
+
+
+def _full_data(config, setting, model, module, score, folder):
+    """Networks trained on all training images, as the teachers are.
+
+    They do not depend on what is distilled: a file beside the teachers shares
+    them between runs.
+    """
+    recipe = training.Recipe(
+        epochs=config.teacher.epochs,
+        batch_size=config.teacher.batch_size,
+        augment=augment.parse(config.teacher.augment),
+    )
+    shaped_by = {
+        "data": sources.fingerprint(setting.splits.train, setting.splits.test),
+        "preprocess": config.data.preprocess,
+        "model": repr(module),
+        "recipe": recipe._asdict(),
+        "learning_rate": config.teacher.learning_rate,
+        "seed": config.seed,
+        "networks": config.evaluate.networks,
+        "jax": jax.__version__,
+        "backend": jax.default_backend(),
+    }
+    digest = hashlib.sha256(json.dumps(shaped_by, sort_keys=True).encode())
+    path = folder / f"full_data-{model}-{digest.hexdigest()[:12]}.json"
+    try:
+        found = json.loads(path.read_text())
+        return evaluate.summarise(
+            found["accuracy"], np.array(found["recall"], np.float64)
+        )
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        pass  # not there, or damaged: it can be had again
+    data, left = teachers_script.whole(setting)
+    result = score(
+        final_key(config),
+        evaluate.stored(*data) if isinstance(data, Batch) else data,
+        module=module,
+        recipe=recipe,
+        learning_rate=config.teacher.learning_rate,
+        preprocessing=left,
+    )
+    recall = [
+        [None if np.isnan(value) else value for value in row]
+        for row in result.recall.tolist()
+    ]
+    files.write_json(
+        path,
+        {
+            "accuracy": result.accuracy.tolist(),
+            "recall": recall,
+            "shaped_by": shaped_by,
+        },
+    )
+    return result
+
+
 def _random_real(config, setting, module, score, recipe):
     """As many real images; each network draws its own."""
     train = setting.splits.train
     key = jax.random.fold_in(jax.random.key(config.seed), _RANDOM_REAL)
-    accuracies = []
+    results = []
     for network in range(config.evaluate.networks):
         draw = jax.random.fold_in(key, network)
         chosen = sources.per_class_indices(
             draw, train.labels, setting.num_classes, config.iadd.ipc
         )
-        accuracies += score(
+        result = score(
             draw,
             evaluate.stored(
                 preprocess.apply(setting.preprocessing, train.images[chosen]),
@@ -568,8 +667,9 @@ def _random_real(config, setting, module, score, recipe):
             recipe=recipe,
             learning_rate=config.evaluate.real_learning_rate,
             num_networks=1,
-        ).accuracy.tolist()
-    return evaluate.summarise(accuracies)
+        )
+        results.append(result)
+    return evaluate.joined(results)
 
 
 def write_difference(config, workdir, setting, settings, store, state):

@@ -6,10 +6,11 @@ Imported first by each script, so that ``configs`` is found from any folder.
 from __future__ import annotations
 
 import errno
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -31,6 +32,21 @@ _WORKDIR = flags.DEFINE_string(
 _TEACHERS = flags.DEFINE_string(
     "teachers", "runs/teachers", "shared teachers; runs/teachers by default"
 )
+_DATA = flags.DEFINE_string(
+    "data", "runs/data", "shared prepared images; runs/data by default"
+)
+
+
+class Shared(NamedTuple):
+    """Folders that runs share.
+
+    Attributes:
+      teachers: one folder in it for each kind of teachers.
+      data: one folder in it for each prepared data set.
+    """
+
+    teachers: Path
+    data: Path
 
 
 def main(run: Callable[..., None], description: str) -> None:
@@ -39,7 +55,7 @@ def main(run: Callable[..., None], description: str) -> None:
     Exit codes: 0 done, 2 the user's mistake (one sentence on stderr).
 
     Args:
-      run: run(config, workdir, teachers).
+      run: run(config, workdir, shared).
       description: the script's docstring.
     """
     if any(word in ("-h", "--help", "-help") for word in sys.argv[1:]):
@@ -49,7 +65,7 @@ def main(run: Callable[..., None], description: str) -> None:
         config, name = _parse(sys.argv)
         script = Path(sys.argv[0]).stem
         workdir = Path(_WORKDIR.value or f"runs/{script}-{name}")
-        run(config, workdir, Path(_TEACHERS.value))
+        run(config, workdir, Shared(Path(_TEACHERS.value), Path(_DATA.value)))
     except InputError as error:
         _refuse(str(error))
     except OSError as error:
@@ -69,7 +85,7 @@ def main(run: Callable[..., None], description: str) -> None:
         ):
             _refuse(
                 f"cannot use {error.filename}: {error.strerror}; name "
-                "another folder with --workdir or --teachers"
+                "another folder with --workdir, --teachers or --data"
             )
         raise
     except KeyboardInterrupt:
@@ -141,12 +157,8 @@ def _parse(argv: list[str]) -> tuple[Any, str]:
             f"{filename} lacks the field {missing[0]}: start its get_config "
             "from configs.common.base()"
         )
-    name = Path(path).stem + (
-        "-" + "".join(c if c.isalnum() else "-" for c in argument)
-        if argument
-        else ""
-    )
-    return config, name
+    words = re.findall("[A-Za-z0-9]+", argument)
+    return config, "-".join([Path(path).stem, *words])
 
 
 def _has(config: Any, field: str) -> bool:
@@ -174,6 +186,7 @@ def _help(description: str) -> str:
         "  --config=FILE[:ARG]    config file, for example configs/tiny.py",
         f"  --workdir=FOLDER       {FLAGS['workdir'].help}",
         f"  --teachers=FOLDER      {FLAGS['teachers'].help}",
+        f"  --data=FOLDER          {FLAGS['data'].help}",
         "  --config.FIELD=VALUE   overrides a field of the config, after "
         "--config",
         "",

@@ -1,10 +1,14 @@
 """Data: the parts are disjoint, whole and even; what is wrong is named."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from ddjax.data import preprocess, sources
+from ddjax.data import imagenet, preprocess, sources
+from ddjax.data.rows import Rows
 from ddjax.types import InputError
 
 
@@ -103,14 +107,221 @@ def test_one_hot():
     assert sources.one_hot(np.int32([1]), 3).dtype == np.float32
 
 
-def test_unknown_source():
-    with pytest.raises(InputError, match="cifar10, digits, npz"):
-        sources.load("minst", held_out=0.1, seed=0)
+@pytest.fixture
+def load(tmp_path):
+    """``sources.load`` with a cache of its own."""
+
+    def load(source, data_dir="", **kwargs):
+        kwargs = {"held_out": 0.25, "seed": 0} | kwargs
+        return sources.load(
+            source,
+            data_dir=str(data_dir),
+            cache_dir=tmp_path / "cache",
+            **kwargs,
+        )
+
+    return load
 
 
-def test_cifar10_that_is_not_prepared(tmp_path):
-    with pytest.raises(InputError, match="data_dir"):
-        sources.load("cifar10", data_dir=str(tmp_path), held_out=0.1, seed=0)
+def test_unknown_source(load):
+    with pytest.raises(InputError, match=r"mnist.* may also be digits, folder"):
+        load("minst")
+
+
+def test_digits_of_some_classes(digits, load):
+    found = load("digits", held_out=0.1, classes="7,3", class_names="g, c")
+    assert found.train.class_names == found.test.class_names == ("g", "c")
+    for part, whole in zip(found, digits):
+        assert set(part.labels) == {0, 1}
+        if whole is digits.test:
+            np.testing.assert_array_equal(
+                part.images[part.labels == 0], whole.images[whole.labels == 7]
+            )
+    assert sum(len(part.labels) for part in found) == sum(
+        np.isin(part.labels, (3, 7)).sum() for part in digits
+    )
+
+
+def test_digits_stay_as_they_are(load):
+    with pytest.raises(InputError, match="8 x 8 and grey"):
+        load("digits", form=sources.Form(size=16))
+
+
+def test_first_of_each_class(load):
+    found = load("digits", held_out=0.1, per_class=20)
+    whole, _ = sources._digits()
+    assert np.bincount(found.train.labels).tolist() == [18] * 10
+    assert np.bincount(found.held_out.labels).tolist() == [2] * 10
+    first = sources.first_per_class(whole, 20)
+    assert rows(found.train, found.held_out) == rows(first)
+    np.testing.assert_array_equal(
+        first.images[first.labels == 3],
+        whole.images[whole.labels == 3][:20],
+    )
+    with pytest.raises(InputError, match="per_class must not be negative"):
+        load("digits", per_class=-1)
+
+
+@pytest.mark.parametrize("names", ["a", "a,a", "a,b,c"])
+def test_names_that_do_not_fit(load, names):
+    with pytest.raises(InputError, match="2 different names"):
+        load("digits", classes="0,1", class_names=names)
+
+
+# --- Folders -----------------------------------------------------------------
+
+
+def draw(path, value, size=(6, 6), mode="L"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    colour = value if mode == "L" else (value, 0, 255 - value)
+    Image.new(mode, size, colour).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """cat: 8 pictures of 10..17, dog: 4 of 100..103."""
+    for i in range(8):
+        draw(tmp_path / "set" / "cat" / f"{i}.png", 10 + i)
+    for i in range(4):
+        draw(tmp_path / "set" / "dog" / f"{i}.png", 100 + i)
+    return tmp_path / "set"
+
+
+def values(dataset):
+    return sorted(int(image[0, 0, 0]) for image in dataset.images)
+
+
+def test_folder_without_a_test_part(folder, load):
+    found = load("folder", folder)
+    assert [len(part.labels) for part in found] == [6, 3, 3]
+    assert sorted(v for part in found for v in values(part)) == [
+        *range(10, 18),
+        *range(100, 104),
+    ]
+    for part in found:
+        assert part.class_names == ("cat", "dog")
+        assert part.images.shape[1:] == (6, 6, 1)
+        assert all(
+            (image[0, 0, 0] >= 100) == label
+            for image, label in zip(part.images, part.labels)
+        )
+    again = load("folder", folder)
+    other = load("folder", folder, seed=1)
+    assert values(again.test) == values(found.test)
+    assert any(
+        values(part) != values(there) for part, there in zip(other, found)
+    )
+    with pytest.raises(InputError, match=r"data\.test_share"):
+        load("folder", folder, test_share=0.0)
+
+
+def test_folder_with_all_parts(folder, tmp_path, load):
+    draw(tmp_path / "all" / "val" / "cat" / "0.png", 1)
+    draw(tmp_path / "all" / "val" / "dog" / "0.png", 2)
+    draw(tmp_path / "all" / "test" / "cat" / "0.png", 3)
+    draw(tmp_path / "all" / "test" / "dog" / "0.png", 4)
+    folder.rename(tmp_path / "all" / "train")
+    found = load("folder", tmp_path / "all")
+    assert len(found.train.labels) == 12
+    assert (values(found.held_out), values(found.test)) == ([1, 2], [3, 4])
+
+
+def test_changed_folder(folder, load):
+    before = load("folder", folder)
+    draw(folder / "dog" / "9.png", 200)
+    after = load("folder", folder)
+    assert sum(len(part.labels) for part in after) == 13
+    assert sources.fingerprint(*after) != sources.fingerprint(*before)
+
+
+@pytest.mark.parametrize("source", ["folder", "tiny_imagenet", "npz"])
+def test_sources_that_need_a_place(load, source):
+    with pytest.raises(InputError, match=r"set config\.data\.data_dir"):
+        load(source)
+
+
+@pytest.mark.parametrize(
+    "path", ["~nobody-of-that-name/x", "a\0b", "x" * 300], ids=repr
+)
+def test_paths_that_cannot_be(load, path):
+    with pytest.raises(InputError):
+        load("folder", path)
+
+
+def test_folder_gone_bad_is_not_passed_over(folder, load, tmp_path):
+    before = load("folder", folder)
+    draw(folder / "stray.png", 1)
+    with pytest.raises(InputError, match=r"stray\.png"):
+        load("folder", folder)
+    folder.rename(tmp_path / "elsewhere")
+    # All of it gone: whoever has the cache can go on.
+    after = load("folder", folder)
+    assert values(after.test) == values(before.test)
+
+
+def test_tiny_imagenet_is_in_colour(tmp_path, load):
+    root = tmp_path / "tiny-imagenet-200"
+    for wnid, name, value in (("n2", "cat, tom", 20), ("n1", "dog", 90)):
+        for i in range(4):
+            draw(root / "train" / wnid / "images" / f"{wnid}_{i}.JPEG", value)
+        draw(root / "val" / "images" / f"val_{wnid}.JPEG", value)
+        for path, line in (
+            ("wnids.txt", f"{wnid}\n"),
+            ("words.txt", f"{wnid}\t{name}\n"),
+            (
+                "val/val_annotations.txt",
+                f"val_{wnid}.JPEG\t{wnid}\t0\t0\t1\t1\n",
+            ),
+        ):
+            with open(root / path, "a") as file:
+                file.write(line)
+    found = load("tiny_imagenet", tmp_path)
+    assert found.test.class_names == ("cat", "dog")
+    assert found.test.images.shape == (2, 6, 6, 3)
+    assert [int(image[0, 0, 0]) for image in found.test.images] == [20, 90]
+    assert found.test.labels.tolist() == [0, 1]
+
+
+def test_imagenet_in_folders(tmp_path, load):
+    wordnet, names = imagenet.subset("nette")
+    for i, wnid in enumerate(sorted([*wordnet, "n09999999"])):
+        for split in ("train", "val"):
+            for j in range(2):
+                path = tmp_path / split / wnid / f"{split}{j}.JPEG"
+                draw(path, 10 * i, (9, 6), "RGB")
+    draw(tmp_path / "test" / "unlabelled.JPEG", 5)
+    found = load(
+        "imagenet",
+        tmp_path,
+        classes=",".join(wordnet),
+        class_names=",".join(names),
+        form=sources.Form(4),
+    )
+    assert found.test.class_names == names
+    assert found.test.images.shape == (20, 4, 4, 3)
+    red = [int(image[0, 0, 0]) for image in found.test.images]
+    expected = [10 * sorted(wordnet).index(w) for w in wordnet for _ in "ab"]
+    assert np.abs(np.subtract(red, expected)).max() < 4  # JPEG
+    with pytest.raises(InputError, match="unknown ImageNet subset 'wool'"):
+        imagenet.subset("wool")
+
+
+def test_what_does_not_fit_stays_on_disk(folder, load):
+    inside = load("folder", folder)
+    outside = load("folder", folder, in_memory_gb=0.0)
+    assert isinstance(outside.train.images, Rows)
+    assert not isinstance(inside.train.images, Rows)
+    for here, there in zip(inside, outside):
+        np.testing.assert_array_equal(here.images, np.asarray(there.images))
+        np.testing.assert_array_equal(here.labels, there.labels)
+    # Where they lie shapes nothing that is made of them.
+    assert sources.fingerprint(*outside) == sources.fingerprint(*inside)
+    assert sources.fingerprint(inside.train) != sources.fingerprint(
+        load("folder", folder, seed=1).train
+    )
+    assert sources.fingerprint(outside.train) != sources.fingerprint(
+        outside.test
+    )
 
 
 # --- A file of the user's own ------------------------------------------------
@@ -127,10 +338,15 @@ def arrays(**changes):
     return found | changes
 
 
-def read(tmp_path, found):
+def read(tmp_path, found, **kwargs):
     np.savez(tmp_path / "own.npz", **found)
     return sources.load(
-        "npz", data_dir=str(tmp_path / "own.npz"), held_out=0.25, seed=0
+        "npz",
+        data_dir=str(tmp_path / "own.npz"),
+        held_out=0.25,
+        seed=0,
+        cache_dir=tmp_path / "cache",
+        **kwargs,
     )
 
 
@@ -177,6 +393,12 @@ NAN[3, 0, 0, 0] = np.nan
         ({"test_labels": np.array([0, 1, -1, 0])}, "test_labels must lie in"),
         ({"class_names": np.array(["cat"])}, "must lie in 0..0"),
         ({"train_images": np.zeros((0, 4, 3, 2), np.uint8)}, "shape"),
+        ({"train_labels": np.array(["a", "b"] * 4)}, "8 integers"),
+        ({"train_labels": np.full(8, np.nan)}, "8 integers"),
+        ({"train_labels": np.arange(8) + 10**13}, "labels go up to 1000000"),
+        ({"class_names": np.array("cat")}, "a list of texts"),
+        ({"class_names": np.array([["a", "b"]])}, "a list of texts"),
+        ({"class_names": np.array(["a", "a"])}, "all be different"),
     ],
 )
 def test_npz_that_cannot_be(tmp_path, changes, said):
@@ -199,14 +421,24 @@ def test_npz_that_cannot_be_read(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError, match=r"own\.npz"):
-        sources.load("npz", data_dir=str(path), held_out=0.1, seed=0)
+        sources.load(
+            "npz",
+            data_dir=str(path),
+            held_out=0.1,
+            seed=0,
+            cache_dir=tmp_path / "cache",
+        )
 
 
 def test_npy_is_no_npz(tmp_path):
     np.save(tmp_path / "own.npy", np.zeros(3))
     with pytest.raises(InputError, match=r"\.npz file"):
         sources.load(
-            "npz", data_dir=str(tmp_path / "own.npy"), held_out=0.1, seed=0
+            "npz",
+            data_dir=str(tmp_path / "own.npy"),
+            held_out=0.1,
+            seed=0,
+            cache_dir=tmp_path / "cache",
         )
 
 
@@ -216,6 +448,68 @@ def test_npz_without_pickles(tmp_path):
 
 
 # --- Preprocessing -----------------------------------------------------------
+
+
+def oracle():
+    """200 images and what another implementation's ZCA makes of them.
+
+    kornia.enhance.ZCAWhitening in float64, eps 0.1, unbiased covariance.
+    """
+    with np.load(Path(__file__).parent / "data" / "zca.npz") as file:
+        return file["images"], file["whitened"], float(file["eps"])
+
+
+def test_zca_meets_another_implementation(x64):
+    images, whitened, eps = oracle()
+    fitted = preprocess.fit_zca(images, eps=eps)
+    found = preprocess.apply(fitted, images)
+    scale = np.abs(whitened).max()
+    np.testing.assert_allclose(found, whitened, rtol=0, atol=1e-9 * scale)
+    back = preprocess.invert(fitted, found)
+    np.testing.assert_allclose(back, images, rtol=0, atol=1e-9)
+
+
+def test_zca_in_single_precision():
+    images, whitened, _ = oracle()
+    fitted = preprocess.fit("zca", np.rint(images * 255).astype(np.uint8))
+    assert fitted.matrix.dtype == np.float32
+    # The images were rounded to 1/255, and whitening scales by up to
+    # 1 / sqrt(eps) = 3.2.
+    found = preprocess.apply(fitted, images)
+    np.testing.assert_allclose(found, whitened, atol=3.2 * 2 / 255)
+    # 108 terms of single precision, twice: a few units of 1e-7 each.
+    back = preprocess.invert(fitted, found)
+    np.testing.assert_allclose(back, images, atol=1e-5)
+
+
+def test_zca_is_kept(tmp_path, monkeypatch):
+    images = oracle()[0]
+    kept_in = tmp_path / "deep" / "zca.npz"
+    fitted = preprocess.fit("zca", images, kept_in=kept_in)
+    with monkeypatch.context() as patch:
+        patch.setitem(preprocess._FITS, "zca", None)
+        again = preprocess.fit("zca", images, kept_in=kept_in)
+    jax.tree.map(np.testing.assert_array_equal, again, fitted)
+    kept_in.write_bytes(kept_in.read_bytes()[:-9])
+    again = preprocess.fit("zca", images, kept_in=kept_in)
+    jax.tree.map(np.testing.assert_array_equal, again, fitted)
+
+
+def test_zca_of_large_images():
+    with pytest.raises(InputError, match=r"49,152 x 49,152.*standardise"):
+        preprocess.fit_zca(np.zeros((2, 128, 128, 3), np.uint8))
+
+
+@pytest.mark.parametrize("name", ["standardise", "zca", "none"])
+def test_preprocessing_survives_as_arrays(name):
+    images = oracle()[0][:, :3, :3]
+    fitted = preprocess.fit(name, images)
+    again = preprocess.from_arrays(preprocess.arrays(fitted))
+    inputs = preprocess.apply(fitted, images)
+    np.testing.assert_array_equal(preprocess.apply(again, images), inputs)
+    np.testing.assert_allclose(
+        preprocess.invert(again, inputs), images, atol=1e-5
+    )
 
 
 def test_standardise():
@@ -252,18 +546,19 @@ def test_no_preprocessing():
 
 
 def test_unknown_preprocessing():
-    with pytest.raises(InputError, match="standardise or none"):
-        preprocess.fit("zca", np.zeros((1, 2, 2, 1), np.uint8))
+    with pytest.raises(InputError, match="standardise, zca, none"):
+        preprocess.fit("zac", np.zeros((1, 2, 2, 1), np.uint8))
 
 
 def test_class_without_training_images(tmp_path):
     found = arrays()
     for split in ("train", "test"):
         found[f"{split}_labels"] = found[f"{split}_labels"] + 1
-    with pytest.raises(InputError, match="class '0' has no training images"):
+    with pytest.raises(InputError, match="class '0' has no readable train"):
         read(tmp_path, found)
 
 
-def test_npz_needs_a_path():
-    with pytest.raises(InputError, match=r"set config\.data\.data_dir"):
-        sources.load("npz", held_out=0.1, seed=0)
+def test_npz_has_its_own_size(tmp_path):
+    for form in (sources.Form(size=8), sources.Form(channels=1)):
+        with pytest.raises(InputError, match="are for encoded images"):
+            read(tmp_path, arrays(), form=form)

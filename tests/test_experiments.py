@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 # The smallest run that passes through every stage.
@@ -45,6 +46,7 @@ def command(script, folder, workdir="run", config="configs/tiny.py", **fields):
         f"--config={ROOT / config}",
         f"--workdir={folder / workdir}",
         f"--teachers={folder / 'teachers'}",
+        f"--data={folder / 'data'}",
         *flags,
     ]
 
@@ -321,3 +323,135 @@ def test_full_disk_is_refused(shared):
     raw = command("iadd.py", folder, workdir="full")
     refused(call(raw=[raw[0], str(script), *raw[1:]]), "disk is full")
     assert not list((folder / "full").glob("*.json"))
+
+
+# --- A folder of the user's own ----------------------------------------------
+
+OWN = {
+    "data.size": 8,
+    "data.preprocess": "zca",
+    "data.unreadable_share": 0.1,
+    "iadd.image_step": 1.0,
+    "teacher.batch_size": 16,
+    "evaluate.metric": "balanced_accuracy",
+}
+
+
+@pytest.fixture(scope="module")
+def own(shared):
+    """Bright bars and dark ones, 24 and 16, and a file that is broken."""
+    folder, call, *_ = shared
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("bright", "dark")):
+        (folder / "set" / name).mkdir(parents=True)
+        for i in range(24 - 8 * label):
+            pixels = rng.integers(0, 90, (10 + i % 3, 12), dtype=np.uint8)
+            pixels[2:-2, 3:6] = 250 - 200 * label
+            path = folder / "set" / name / f"{i:02}.png"
+            Image.fromarray(pixels).convert("P" if i % 2 else "L").save(path)
+    (folder / "set" / "dark" / "cut.png").write_bytes(b"no picture")
+    (folder / "set" / "notes.txt").write_text("not an image")
+
+    def call_own(script="iadd.py", folder_name="set", **kwargs):
+        return call(
+            script,
+            config=f"configs/folder.py:{folder / folder_name}",
+            **({"workdir": "own"} | OWN | kwargs),
+        )
+
+    first = call_own()
+    assert first.returncode == 0, first.stderr
+    return folder, call_own, first
+
+
+def test_own_folder_from_files_to_report(own):
+    folder, _, first = own
+    assert "1 image cannot be read and is left out" in first.stdout
+    assert "cut.png" in first.stdout
+    scores = json.loads((folder / "own" / "eval.json").read_text())
+    score = scores["full_data"]["convnet"]
+    assert len(score["recall"]) == 2
+    np.testing.assert_allclose(
+        np.mean(score["recall"]), score["balanced_accuracy"]["mean"]
+    )
+    with np.load(folder / "own" / "distilled.npz") as file:
+        metadata = json.loads(str(file["metadata"]))
+        images, matrix = file["images"], file["preprocess/matrix"]
+        inputs = (images - file["preprocess/mean"]).reshape(2, -1) @ matrix
+    assert metadata["class_names"] == ["bright", "dark"]
+    assert images.shape == (2, 8, 8, 3) and matrix.shape == (192, 192)
+    assert inputs.shape == (2, 192)
+    # Whitened and back, the real images they started from are uint8 again.
+    with np.load(folder / "own" / "initial.npz") as file:
+        levels = 255 * file["images"]
+    np.testing.assert_allclose(levels, np.rint(levels), atol=0.01)
+    assert levels.min() >= -0.01 and 200 < levels.max() < 255.01
+    report = (folder / "own" / "report.html").read_text()
+    assert "bright" in report and "alanced accuracy" in report
+
+
+def test_own_folder_is_decoded_once(own):
+    folder, call_own, _ = own
+    found = call_own("prepare.py", workdir="page")
+    assert found.returncode == 0, found.stderr
+    assert "2 classes of 8 x 8 x 3 images" in found.stdout
+    page = (folder / "page" / "data.html").read_text()
+    assert "cut.png" in page and "dark" in page
+    prepared = [p for p in (folder / "data").iterdir() if p.is_dir()]
+    assert len(prepared) == 1
+
+
+def test_from_disk_the_run_is_the_same(own):
+    folder, call_own, _ = own
+    streamed = call_own(**{"data.in_memory_gb": 0.0, "workdir": "disk"})
+    assert streamed.returncode == 0, streamed.stderr
+    np.testing.assert_allclose(
+        images_of(folder / "disk"), images_of(folder / "own"), atol=1e-5
+    )
+    scores = [
+        json.loads((folder / run / "eval.json").read_text())
+        for run in ("own", "disk")
+    ]
+    for row in scores[0]:
+        np.testing.assert_allclose(
+            scores[0][row]["convnet"]["accuracies"],
+            scores[1][row]["convnet"]["accuracies"],
+        )
+
+
+def test_run_on_a_folder_that_changed(own):
+    folder, call_own, _ = own
+    begun = call_own(**{"workdir": "changed", "iadd.image_step": 1e20})
+    refused(begun, "update")
+    pixels = np.full((9, 9), 240, np.uint8)
+    Image.fromarray(pixels).save(folder / "set" / "bright" / "99.png")
+    try:
+        refused(
+            call_own(**{"workdir": "changed", "iadd.image_step": 1e20}),
+            "other images",
+        )
+    finally:
+        (folder / "set" / "bright" / "99.png").unlink()
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"folder_name": "nowhere"}, ["nowhere"]),
+        ({"folder_name": "set/dark"}, ["one folder per class"]),
+        ({"data.unreadable_share": 0.0}, ["cut.png", "unreadable_share"]),
+        ({"data.classes": "dark"}, ["one class only"]),
+        ({"data.classes": "dark,blue"}, ["'blue'"]),
+        ({"data.size": 0}, ["different sizes", "config.data.size"]),
+        ({"data.crop": "round"}, ["center or stretch"]),
+        ({"data.preprocess": "zac"}, ["standardise, zca"]),
+        ({"data.class_names": "a"}, ["2 different names"]),
+        ({"data.test_share": 1.0}, ["data.test_share"]),
+        ({"iadd.ipc": 99}, ["lower config.iadd.ipc"]),
+        ({"evaluate.metric": "f1"}, ["accuracy or balanced_accuracy"]),
+    ],
+)
+def test_own_folder_refusals(own, changes, words):
+    folder, call_own, _ = own
+    refused(call_own(workdir="refused", **changes), *words)
+    assert not (folder / "refused").exists()

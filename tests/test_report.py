@@ -1,6 +1,5 @@
-"""The report: what is on the page, and where the tiles of a picture are."""
+"""The report: what is on the page."""
 
-import html.parser
 import importlib.util
 import json
 import pathlib
@@ -8,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
+from pages import cells, check_self_contained, parse, section, sections
 
 from ddjax import report
 from ddjax.types import InputError
@@ -20,7 +19,6 @@ TENSORS = {
     "conv0.kernel": 36,
     'head"><i>.kernel': 40,
 }
-VOID = {"meta", "img", "br", "link", "hr"}
 
 
 def result(mean, count=3, **more):
@@ -90,9 +88,12 @@ def make_run(parent):
         for step in range(1, 51)
     ]
     for step in (20, 40):
-        lines.append(
-            {"step": step, "held_out_accuracy": 0.8, "held_out_std": 0.01}
-        )
+        scores = {
+            f"held_out_{metric}{end}": value
+            for metric in ("accuracy", "balanced_accuracy")
+            for end, value in (("", 0.8), ("_std", 0.01))
+        }
+        lines.append({"step": step} | scores)
         weights = {
             name: {"mean": 1.1, "std": 0.1, "min": 0.9, "max": 1.3}
             for name in TENSORS
@@ -116,42 +117,6 @@ def make_run(parent):
 
 def page(workdir):
     return report.write_report(workdir).read_text("utf-8")
-
-
-def section(text, name):
-    return re.search(rf'<section id="{name}">.*?</section>', text, re.S)[0]
-
-
-def sections(text):
-    return re.findall(r'<section id="([^"]*)">', text)
-
-
-class Parser(html.parser.HTMLParser):
-    """Open tags match closed ones; attributes are collected."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.attributes, self.tags = [], [], set()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.attributes += attrs
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.add(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-def parse(text):
-    parser = Parser()
-    parser.feed(text)
-    assert parser.open == []
-    return parser
 
 
 def test_all_sections_in_order(text):
@@ -198,9 +163,8 @@ def test_summary_says_the_key_figures(text):
 
 
 def test_results_name_the_biased_row_and_keep_unknown_ones(text):
-    rows = re.findall(r"<tr.*?</tr>", section(text, "results"), re.S)
-    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows[1:]]
-    assert [row[1:] for row in cells] == [
+    rows = cells(section(text, "results"))
+    assert [row[1:] for row in rows] == [
         ["convnet", "91.2 ± 2.5%", "1.0", "3"],
         ["&lt;i&gt;mlp", "87.1 ± 2.5%", "1.0", "3"],
         ["convnet", "58.3 ± 2.5%", "1.0", "3"],
@@ -208,12 +172,12 @@ def test_results_name_the_biased_row_and_keep_unknown_ones(text):
         ["convnet", "60.1 ± 2.5%", "1.0", "3"],
         ["convnet", "93.4 ± 2.5%", "1.0", "3"],
     ]
-    assert cells[4][0] == "k&lt;means"
-    assert cells[5][0] == (
+    assert rows[4][0] == "k&lt;means"
+    assert rows[5][0] == (
         "Highest test mean of 6 looks, at step 40 "
         "(biased: chosen on the test set)"
     )
-    assert not any("biased" in row[0] for row in cells[:5])
+    assert not any("biased" in row[0] for row in rows[:5])
 
 
 def test_everything_from_the_run_is_escaped(text):
@@ -224,16 +188,7 @@ def test_everything_from_the_run_is_escaped(text):
 
 
 def test_page_is_self_contained(text):
-    parser = parse(text)
-    assert not parser.tags & {"script", "link", "iframe", "object"}
-    links = [
-        value
-        for name, value in parser.attributes
-        if name in ("src", "href", "xlink:href", "srcset", "data")
-    ]
-    assert links
-    assert all(link.startswith(("data:", "#")) for link in links)
-    assert not re.search(r"https?://|@import|url\((?!#)", text)
+    check_self_contained(text)
 
 
 def test_ids_are_unique_and_references_resolve(text):
@@ -270,8 +225,7 @@ def test_same_input_same_bytes(run):
 
 
 def test_tensors_come_in_the_order_of_the_network(text):
-    cells = re.findall(r"<tr><td>(.*?)</td>", section(text, "difference"))
-    assert cells == [
+    assert [row[0] for row in cells(section(text, "difference"))] == [
         "conv0.kernel",
         "conv0.bias",
         "norm0.scale",
@@ -340,104 +294,125 @@ def test_script_prints_the_path_or_one_sentence(run, capsys):
     assert "there is no run folder" in captured.err
 
 
-def tile(image, color):
-    """(left, top, width, height) of all pixels of one colour, which must fill
-    that box."""
-    found = (np.asarray(image) == color).all(-1)
-    y, x = np.nonzero(found)
-    box = x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1
-    assert box[2] * box[3] == found.sum()
-    return tuple(map(int, box))
-
-
-def flat(count, side=8, channels=3):
-    """Images of one colour each; image i has red 10 (i + 1)."""
-    reds = 10 * np.arange(1, count + 1)
-    colors = np.stack([reds, 0 * reds + 200, 0 * reds + 3], -1) / 255
-    images = np.broadcast_to(
-        colors[:, None, None, :channels], (count, side, side, channels)
+def unbalanced(mean, recall):
+    balanced = np.mean([value for value in recall if value is not None])
+    return result(
+        mean, balanced_accuracy=result(float(balanced)), recall=recall
     )
-    return images.astype(np.float32)
 
 
-def boxes(image, count):
-    return [tile(image, (10 * (i + 1), 200, 3)) for i in range(count)]
+def test_balanced_accuracy_has_a_column_where_it_differs(run):
+    write_eval(
+        run,
+        distilled={"convnet": unbalanced(0.912, [0.95, 0.55])},
+        random_real={"convnet": result(0.583)},  # of an older library
+    )
+    table = section(page(run), "results")
+    assert [row[2:5] for row in cells(table)] == [
+        ["91.2 ± 2.5%", "75.0 ± 2.5%", "1.0"],
+        ["58.3 ± 2.5%", "", "1.0"],
+    ]
+    assert "Balanced accuracy is the mean of" in table
+    # On a balanced test set it is the same number, up to rounding.
+    write_eval(run, distilled={"convnet": unbalanced(0.7501, [0.95, 0.55])})
+    table = section(page(run), "results")
+    assert "Balanced" not in table
+    assert [len(row) for row in cells(table)] == [5]
 
 
-def test_picture_has_one_column_per_class_and_keeps_the_order():
-    labels = np.array([1, 0, 1, 0, 1])
-    image = report.picture(flat(5), labels, ["a", "b"], scale=2)
-    assert image.mode == "RGB"
-    found = boxes(image, 5)
-    assert {box[2:] for box in found} == {(16, 16)}
-    x, y = np.array(found)[:, :2].T
-    assert x[1] == x[3] < x[0] == x[2] == x[4]
-    assert y[1] == y[0] < y[3] == y[2] < y[4]
+def test_recall_by_class_under_the_names_of_classes(run):
+    write_eval(
+        run,
+        distilled={
+            "mlp": unbalanced(0.9, [0.1, 0.1]),
+            "convnet": unbalanced(0.912, [0.951, None]),
+        },
+        full_data={"convnet": unbalanced(0.99, [0.999, None])},
+        real_initial={"convnet": unbalanced(0.5, [0.5, None])},
+    )
+    text = section(page(run), "results")
+    text = text[text.index("<h3>Recall") :]
+    parse(text.removesuffix("</section>"))
+    assert re.findall(r"<th(?: [^>]*)?>(.*?)</th>", text) == [
+        "Class",
+        "Distilled",
+        "All data",
+    ]
+    assert cells(text) == [
+        ["&lt;b&gt;x", "95.1%", "99.9%"],
+        ["dog &amp; cat", "\N{EN DASH}", "\N{EN DASH}"],
+    ]
+    assert "that a convnet gets right" in text
+    assert "the test set has no image of the class" in text
 
 
-def test_picture_of_one_image_per_class_is_rows_of_ten():
-    labels = np.arange(12)[::-1]
-    image = report.picture(flat(12), labels, [], scale=8)
-    found = boxes(image, 12)[::-1]
-    x, y = np.array(found)[:, :2].T
-    assert (np.diff(x[:10]) > 64).all() and len(set(y[:10])) == 1
-    assert list(x[10:]) == list(x[:2])
-    assert y[10] == y[11] > y[0] + 64
+@pytest.mark.parametrize("known", [20, 19, 5])
+def test_recall_of_few_classes_is_one_table(run, known):
+    recall = [i / 20 for i in range(known)]
+    write_eval(run, distilled={"convnet": unbalanced(0.5, recall)})
+    text = section(page(run), "results")
+    assert len(cells(text[text.index("<h3>Recall") :])) == known
 
 
-@pytest.mark.parametrize(
-    "side, per_class, expected", [(8, 1, 96), (8, 10, 96), (32, 10, 64)]
-)
-def test_small_images_are_shown_large(side, per_class, expected):
-    labels = np.repeat([0, 1], per_class)
-    image = report.picture(flat(2 * per_class, side), labels, ["a", "b"])
-    assert boxes(image, 2 * per_class)[0][2:] == (expected, expected)
+def test_recall_of_many_classes_is_the_worst_and_the_best(run):
+    recall = [((7 * i) % 30) / 30 for i in range(30)] + [None]
+    write_eval(run, distilled={"convnet": unbalanced(0.5, recall)})
+    text = section(page(run), "results")
+    worst, best = (
+        [row[1] for row in cells(part)]
+        for part in text[text.index("<h3>Recall") :].split("<h4>")[1:]
+    )
+    assert worst == [f"{100 * i / 30:.1f}%" for i in range(10)]
+    assert best == [f"{100 * i / 30:.1f}%" for i in range(29, 19, -1)]
+    assert "Of 30 classes, the 10 worst and the 10 best" in text
+    # Too few of them are in the test set to speak of worst and best.
+    write_eval(
+        run, distilled={"convnet": unbalanced(0.5, [None] * 30 + [0.25, 1])}
+    )
+    text = section(page(run), "results")
+    assert cells(text[text.index("<h3>Recall") :]) == [
+        ["30", "25.0%"],
+        ["31", "100.0%"],
+    ]
+    assert "no image of the other 30 classes" in text
 
 
-def test_large_pictures_are_limited():
-    labels = np.repeat(np.arange(10), 50)
-    images = np.zeros((500, 32, 32, 1), np.float32)
-    image = report.picture(images, labels, [])
-    assert image.width * image.height < 8e6
-    images = np.broadcast_to(np.float32(0), (10_000, 64, 64, 1))
-    image = report.picture(images, np.repeat(np.arange(200), 50), [])
-    assert image.width * image.height < 2.2e7
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_metric_of_the_selection_is_named(run, nested):
+    config = json.loads((run / "config.json").read_text())
+    config["config"] = (
+        {"evaluate": {"metric": "balanced_accuracy"}}
+        if nested
+        else {"evaluate.metric": "balanced_accuracy"}
+    )
+    (run / "config.json").write_text(json.dumps(config))
+    write_eval(
+        run,
+        distilled={"convnet": unbalanced(0.912, [0.95, 0.55])},
+        full_data={"convnet": unbalanced(0.98, [0.99, 0.93])},
+    )
+    text = page(run)
+    assert (
+        "to a balanced accuracy of <strong>75.0 ± 2.5%</strong> on the test"
+        in text
+    )
+    assert "All training data reaches <strong>96.0 ± 2.5%</strong>" in text
+    assert "was selected by its balanced accuracy on held-out" in text
+    assert "Balanced accuracy on held-out training images" in text
+    assert "Held-out balanced accuracy at 2 looks" in text
+    # A result without it: then all figures are accuracies.
+    write_eval(
+        run,
+        distilled={"convnet": unbalanced(0.912, [0.95, 0.55])},
+        full_data={"convnet": result(0.98)},
+    )
+    text = page(run)
+    assert "convnet to <strong>91.2 ± 2.5%</strong>" in text
+    assert "All training data reaches <strong>98.0 ± 2.5%</strong>" in text
 
 
-def test_picture_is_nearest_neighbour_grey_and_clipped():
-    pixels = np.array([[-3.0, 0.25], [0.75, 9.0]])
-    image = report.picture(pixels[None, :, :, None], np.array([0]), [""])
-    left, top, *size = tile(image, (0, 0, 0))
-    assert size == [48, 48]
-    for i, grey in enumerate((0, 64, 191, 255)):
-        down, right = 48 * (i // 2), 48 * (i % 2)
-        box = (left + right, top + down, 48, 48)
-        assert tile(image, (grey, grey, grey)) == box
-
-
-def test_captions_are_drawn_and_long_ones_stay_in_their_column():
-    blank = report.picture(flat(2), np.array([0, 1]), ["", ""])
-    long = report.picture(flat(2), np.array([0, 1]), ["w" * 300, ""])
-    changed = np.argwhere((np.asarray(blank) != np.asarray(long)).any(-1))
-    left, _, width, _ = boxes(blank, 2)[0]
-    assert changed[:, 1].min() >= left
-    assert changed[:, 1].max() < left + width
-    assert np.ptp(changed[:, 1]) > width / 2
-
-
-def test_picture_refuses_other_shapes():
-    with pytest.raises(InputError, match="at least one"):
-        report.picture(np.zeros((0, 8, 8, 1)), np.zeros(0, int), [])
-    with pytest.raises(InputError, match=r"labels of shape \(2,\)"):
-        report.picture(flat(2), np.eye(2), [])
-
-
-def test_save_picture_is_that_picture(tmp_path):
-    labels = np.array([0, 1])
-    path = tmp_path / "a.png"
-    report.save_picture(path, flat(2), labels, ["a", "b"], scale=3)
-    expected = report.picture(flat(2), labels, ["a", "b"], scale=3)
-    with Image.open(path) as saved:
-        assert saved.format == "PNG"
-        assert np.array_equal(np.asarray(saved), np.asarray(expected))
-    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+def test_an_old_run_was_selected_by_accuracy(text):
+    assert "was selected by its accuracy on held-out" in text
+    assert ">Accuracy on held-out training images" in text
+    assert "alanced" not in text
+    assert "Recall" not in text

@@ -2,32 +2,60 @@
 
 from __future__ import annotations
 
-import functools
-import zipfile
-import zlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from ddjax import files
+from ddjax.data import cache, folders
+from ddjax.data.cache import AS_THEY_ARE, Form, Records, Source
+from ddjax.data.rows import Rows
 from ddjax.types import InputError
 
-__all__ = ["Dataset", "Splits", "load", "one_hot", "split_held_out"]
+__all__ = [
+    "Dataset",
+    "Splits",
+    "fingerprint",
+    "load",
+    "one_hot",
+    "prepare",
+    "split_held_out",
+]
+
+
+class Origin(NamedTuple):
+    """Where in a cache images come from.
+
+    Attributes:
+      checksum: of the file.
+      indices: [n] int64, in it.
+    """
+
+    checksum: str
+    indices: np.ndarray
 
 
 class Dataset(NamedTuple):
     """Labelled images as they are stored.
 
     Attributes:
-      images: [n h w c] uint8.
+      images: [n h w c] uint8; an array, or Rows of a file where they are too
+        many for memory.
       labels: [n] int32 in 0..k-1.
       class_names: k names.
+      origin: of images from a cache; None of others.
     """
 
-    images: np.ndarray
+    images: np.ndarray | Rows
     labels: np.ndarray
     class_names: tuple[str, ...]
+    origin: Origin | None = None
 
 
 class Splits(NamedTuple):
@@ -46,9 +74,43 @@ class Splits(NamedTuple):
 
 def take(dataset: Dataset, indices: np.ndarray) -> Dataset:
     """The examples at ``indices``, in that order."""
+    images, origin = dataset.images, dataset.origin
+    if origin is not None:
+        origin = origin._replace(indices=origin.indices[indices])
     return dataset._replace(
-        images=dataset.images[indices], labels=dataset.labels[indices]
+        images=images.take(indices)
+        if isinstance(images, Rows)
+        else images[indices],
+        labels=dataset.labels[indices],
+        origin=origin,
     )
+
+
+def first_per_class(dataset: Dataset, count: int) -> Dataset:
+    """The first ``count`` examples of every class, or all it has."""
+    kept = [
+        np.flatnonzero(dataset.labels == label)[:count]
+        for label in range(len(dataset.class_names))
+    ]
+    return take(dataset, np.sort(np.concatenate(kept)))
+
+
+def fingerprint(*datasets: Dataset) -> str:
+    """A digest of all pixels and labels, in hexadecimal.
+
+    Of images from a cache it takes the cache's checksums, whether they are in
+    memory or not.
+    """
+    digest = hashlib.sha256()
+    for dataset in datasets:
+        if dataset.origin is None:
+            digest.update(np.ascontiguousarray(dataset.images))
+        else:
+            digest.update(dataset.origin.checksum.encode())
+            digest.update(dataset.origin.indices.tobytes())
+        digest.update(dataset.labels.tobytes())
+        digest.update("\0".join(dataset.class_names).encode())
+    return digest.hexdigest()
 
 
 def one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -98,10 +160,14 @@ def split_held_out(
     Raises:
       InputError: the fraction is out of range, or empties a class.
     """
+    return _set_aside(dataset, fraction, key, "data.held_out", "held-out")
+
+
+def _set_aside(dataset, fraction, key, field, part):
     if not 0 < fraction < 1:
         raise InputError(
-            "data.held_out is a share of the training images, between 0 and "
-            f"1, not {fraction}"
+            f"{field} is a share of the training images, between 0 and 1, "
+            f"not {fraction}"
         )
     aside = np.zeros(len(dataset.labels), bool)
     for label, name in enumerate(dataset.class_names):
@@ -115,7 +181,7 @@ def split_held_out(
         if count >= len(members):
             raise InputError(
                 f"class {name!r} has {len(members)} training images and "
-                f"cannot give {count} of them to the held-out part"
+                f"cannot give {count} of them to the {part} part"
             )
         order = jax.random.permutation(
             jax.random.fold_in(key, label), len(members)
@@ -126,14 +192,13 @@ def split_held_out(
     )
 
 
-def _digits(data_dir: str) -> tuple[Dataset, Dataset]:
+def _digits() -> tuple[Dataset, Dataset]:
     """scikit-learn's 1,797 handwritten digits of 8x8, grey.
 
     The set comes unsplit: every fifth image of each class is for testing.
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten
     Digits, UCI Machine Learning Repository, 1998.
     """
-    del data_dir  # bundled with scikit-learn
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -149,38 +214,7 @@ def _digits(data_dir: str) -> tuple[Dataset, Dataset]:
     )
 
 
-def _tfds(name: str, data_dir: str) -> tuple[Dataset, Dataset]:
-    """A set that TFDS has prepared as array_record, without TensorFlow."""
-    import tensorflow_datasets as tfds
-
-    where = Path(data_dir).expanduser() if data_dir else None
-    if where is not None and not where.is_dir():
-        raise InputError(
-            f"data.data_dir {data_dir!r} is not a folder: name the one that "
-            f"holds {name}/"
-        )
-    builder = tfds.builder(name, data_dir=where)
-    if not builder.is_prepared():
-        raise InputError(
-            f"{name} is not prepared under {builder.data_dir}: set "
-            "config.data.data_dir to a TFDS folder that has it as "
-            "array_record, or use config.data.source=digits (bundled)"
-        )
-    names = tuple(builder.info.features["label"].names)
-
-    def read(split):
-        source = builder.as_data_source(split)
-        records = [source[i] for i in range(len(source))]
-        return Dataset(
-            np.stack([record["image"] for record in records]),
-            np.array([record["label"] for record in records], np.int32),
-            names,
-        )
-
-    return read("train"), read("test")
-
-
-def _npz(path: str) -> tuple[Dataset, Dataset]:
+def _npz(path: str) -> Source:
     """Arrays of the user's own, in one file.
 
     ``train_images`` and ``test_images`` [n h w c] or [n h w], uint8 or floats
@@ -192,17 +226,11 @@ def _npz(path: str) -> tuple[Dataset, Dataset]:
             "data.source=npz needs a file: set config.data.data_dir to it"
         )
     try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        TypeError,  # a .npy file
-        RuntimeError,  # a damaged header asks for a password or an odd method
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+        # Before it is read: if it is replaced meanwhile, it is read again.
+        file = Path(path).expanduser().resolve()
+        stamp = cache.stamp_of([file])
+        arrays = files.read_npz(file)
+    except (OSError, files.DamagedFile) as error:
         raise InputError(
             f"cannot read arrays from data.data_dir {path!r} ({error}): name "
             "an .npz file that np.savez wrote, without object arrays"
@@ -214,26 +242,63 @@ def _npz(path: str) -> tuple[Dataset, Dataset]:
             f"{path} lacks {', '.join(missing)}; it must hold "
             f"{', '.join(wanted)}"
         )
-    highest = max(
-        int(arrays[f"{split}_labels"].max(initial=0))
-        for split in ("train", "test")
-    )
-    names = arrays.get("class_names", np.arange(highest + 1))
-    names = tuple(str(name) for name in names)
+    names = _names_of(path, arrays)
 
-    def part(split):
-        return Dataset(
-            _pixels(f"{path}: {split}_images", arrays[f"{split}_images"]),
-            _labels(
-                f"{path}: {split}_labels",
-                arrays[f"{split}_labels"],
-                len(arrays[f"{split}_images"]),
-                names,
-            ),
+    def records(split):
+        images = _pixels(f"{path}: {split}_images", arrays[f"{split}_images"])
+        labels = _labels(
+            f"{path}: {split}_labels",
+            arrays[f"{split}_labels"],
+            len(images),
             names,
         )
+        return Records(
+            len(images),
+            lambda begin, end: [
+                (f"{split}_images[{i}]", images[i], int(labels[i]))
+                for i in range(begin, end)
+            ],
+        )
 
-    return part("train"), part("test")
+    splits = {split: records(split) for split in ("train", "test")}
+    return Source(
+        splits,
+        names,
+        channels=(*arrays["train_images"].shape, 1)[3],
+        stamp=stamp,
+        watched=(file,),
+    )
+
+
+def _names_of(path, arrays) -> tuple[str, ...]:
+    """The class names that a file gives, or as many numbers as it has."""
+    highest = 0
+    for split in ("train", "test"):
+        labels = arrays[f"{split}_labels"]
+        # Sentences about labels that are none of this come from _labels.
+        if np.issubdtype(labels.dtype, np.integer) and labels.size:
+            highest = max(highest, int(labels.max()))
+    if "class_names" not in arrays:
+        if highest >= max(len(arrays["train_images"]), 2):
+            raise InputError(
+                f"{path}: labels go up to {highest}, with "
+                f"{len(arrays['train_images'])} training images: number the "
+                "classes from 0 without gaps"
+            )
+        return tuple(map(str, range(highest + 1)))
+    names = arrays["class_names"]
+    if names.ndim != 1 or names.dtype.kind not in "US":
+        raise InputError(
+            f"{path}: class_names must be a list of texts, not {names.dtype} "
+            f"of shape {names.shape}"
+        )
+    found = tuple(
+        name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+        for name in names
+    )
+    if len(set(found)) < len(found):
+        raise InputError(f"{path}: class_names must all be different")
+    return found
 
 
 _ARRAYS = ("images", "labels")
@@ -282,23 +347,177 @@ def _labels(what, labels, count, names):
     return labels.astype(np.int32)
 
 
-_SOURCES = {
+def _folder(folder: Path, listing: folders.Listing) -> Source:
+    """The images that a listing names."""
+
+    def records(split, paths, labels):
+        return Records(
+            len(paths),
+            lambda begin, end: [
+                (paths[i], folder / paths[i], int(labels[i]))
+                for i in range(begin, end)
+            ],
+        )
+
+    return Source(
+        {
+            split: records(split, *found)
+            for split, found in listing.splits.items()
+        },
+        listing.class_names,
+        channels=0,
+        stamp=listing.stamp,
+        ignored=listing.ignored,
+    )
+
+
+def _image_folder(data_dir: str) -> Source:
+    folder = _required(data_dir, "folder", "your images")
+    return _folder(folder, folders.list_images(folder))
+
+
+def _tiny_imagenet(data_dir: str) -> Source:
+    folder = _required(data_dir, "tiny_imagenet", "tiny-imagenet-200")
+    found = _folder(folder, folders.list_tiny_imagenet(folder))
+    return found._replace(channels=3)  # a few of its images are grey
+
+
+def _imagenet(data_dir: str) -> Source:
+    """From folders by WordNet number, or from TFDS."""
+    folder = Path(data_dir).expanduser()
+    if data_dir and (folder / "train").is_dir():
+        # The published test images have no labels; "val" takes their place.
+        has_val = (folder / "val").is_dir()
+        without = ("test",) if has_val else ()
+        found = _folder(folder, folders.list_images(folder, without=without))
+        return found._replace(channels=3)
+    return _tfds("imagenet2012")(data_dir)
+
+
+def _tfds(name: str) -> Callable[[str], Source]:
+    def open_it(data_dir):
+        from ddjax.data import tfds_records
+
+        return tfds_records.open_tfds(name, data_dir)
+
+    return open_it
+
+
+def _required(data_dir: str, source: str, what: str) -> Path:
+    if not data_dir:
+        raise InputError(
+            f"data.source={source} needs a folder: set config.data.data_dir "
+            f"to the one with {what}"
+        )
+    return Path(data_dir).expanduser()
+
+
+_SOURCES: dict[str, Callable[[str], Source]] = {
     "npz": _npz,
-    "digits": _digits,
-    "cifar10": functools.partial(_tfds, "cifar10"),
+    "folder": _image_folder,
+    "tiny_imagenet": _tiny_imagenet,
+    "imagenet": _imagenet,
 }
 
 
+def prepare(
+    source: str,
+    *,
+    data_dir: str = "",
+    cache_dir: str | Path = "runs/data",
+    form: Form = AS_THEY_ARE,
+    classes: str = "",
+    **how: Any,
+) -> cache.Cache:
+    """The cache of a data set, made where it is missing.
+
+    Args:
+      source: "folder", "npz", "tiny_imagenet", "imagenet", or a TFDS name.
+      data_dir: where the source lies.
+      cache_dir: the parent of one folder for each source, form and choice of
+        classes.
+      form: size, crop and channels of the images.
+      classes: names or numbers, joined by commas; empty for all.
+      **how: as of ``cache.prepare``.
+
+    Returns:
+      Cache.
+
+    Raises:
+      InputError: see ``cache.prepare`` and the sources.
+    """
+    try:
+        where = str(Path(data_dir).expanduser().resolve()) if data_dir else ""
+        if where:
+            os.stat(where)
+    except FileNotFoundError:
+        pass  # its source says so, where the cache cannot stand in for it
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"data.data_dir {data_dir!r} is no usable path ({error}): check it"
+        ) from None
+    identity = {
+        "source": source,
+        "data_dir": where,
+        "form": form._asdict(),
+        "classes": classes,
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+    name = "".join(c if c.isalnum() else "_" for c in source)[:40]
+    opened = _SOURCES.get(source, _tfds(source))
+    if source == "npz" and form != AS_THEY_ARE:
+        raise InputError(
+            "data.size, data.crop and data.channels are for encoded images: "
+            "bring the arrays of an npz file to their form before they are "
+            "saved"
+        )
+    return cache.prepare(
+        Path(cache_dir) / f"{name}-{digest.hexdigest()[:12]}",
+        lambda: opened(data_dir),
+        identity=identity,
+        form=form,
+        classes=_words(classes),
+        **how,
+    )
+
+
+def _words(joined: str) -> list[str]:
+    return [word.strip() for word in joined.split(",") if word.strip()]
+
+
 def load(
-    source: str, *, data_dir: str = "", held_out: float, seed: int
+    source: str,
+    *,
+    data_dir: str = "",
+    held_out: float,
+    seed: int,
+    classes: str = "",
+    class_names: str = "",
+    per_class: int = 0,
+    test_share: float = 0.2,
+    in_memory_gb: float = 4.0,
+    form: Form = AS_THEY_ARE,
+    opened: Callable[[cache.Cache], None] = lambda found: None,
+    **how: Any,
 ) -> Splits:
     """Reads a data set and sets a part of its training images aside.
 
     Args:
-      source: "digits", "cifar10" where TFDS has prepared it, or "npz".
-      data_dir: the TFDS folder, empty for its default; or the .npz file.
-      held_out: share of each class's training images, between 0 and 1.
+      source: "digits" (bundled), or as of ``prepare``.
+      data_dir: the folder, TFDS folder or file of the source.
+      held_out: share of each class's training images, between 0 and 1; not
+        used where the source has a held-out part of its own.
       seed: decides which images are held out.
+      classes: names or numbers of those to keep, joined by commas, in the
+        order of their new labels; empty for all.
+      class_names: what to call them instead, joined by commas.
+      per_class: the first so many training images of each class; 0 for all.
+      test_share: share of each class for testing, where the source has no
+        test part.
+      in_memory_gb: larger data sets are read from disk as they are used.
+      form: size, crop and channels of the images.
+      opened: told the cache, of sources that have one.
+      **how: as of ``cache.prepare``, and ``cache_dir``.
 
     Returns:
       Splits of uint8 images.
@@ -306,11 +525,90 @@ def load(
     Raises:
       InputError: unknown source, missing data, or an impossible share.
     """
-    if source not in _SOURCES:
-        raise InputError(
-            f"unknown data source {source!r}: choose one of "
-            f"{', '.join(sorted(_SOURCES))}"
+    if source == "digits":
+        parts = _digits_parts(form, classes)
+    else:
+        found = prepare(
+            source, data_dir=data_dir, form=form, classes=classes, **how
         )
-    train, test = _SOURCES[source](data_dir)
+        opened(found)
+        parts = _cached_parts(found, in_memory_gb)
+    if class_names:
+        parts = _renamed(parts, _words(class_names))
     key = jax.random.fold_in(jax.random.key(seed), 0xDA7A)
-    return Splits(*split_held_out(train, held_out, key), test)
+    train = parts.pop("train")
+    if "test" not in parts:
+        train, parts["test"] = _set_aside(
+            train,
+            test_share,
+            jax.random.fold_in(key, 0x7E57),
+            "data.test_share",
+            "test",
+        )
+    if per_class < 0:
+        raise InputError(
+            f"data.per_class must not be negative, not {per_class}"
+        )
+    if per_class:
+        train = first_per_class(train, per_class)
+    if "held_out" not in parts:
+        train, parts["held_out"] = split_held_out(train, held_out, key)
+    return Splits(train, parts["held_out"], parts["test"])
+
+
+def _digits_parts(form: Form, classes: str) -> dict[str, Dataset]:
+    if form != AS_THEY_ARE:
+        raise InputError(
+            "digits are 8 x 8 and grey: leave data.size, data.crop and "
+            "data.channels at their defaults"
+        )
+    train, test = _digits()
+    numbers = cache.class_numbers(_words(classes), train.class_names)
+    return {
+        "train": _only(train, numbers),
+        "test": _only(test, numbers),
+    }
+
+
+def _only(dataset: Dataset, numbers: Sequence[int]) -> Dataset:
+    """Some classes, labelled anew in their order."""
+    new = np.full(len(dataset.class_names), -1, np.int32)
+    new[list(numbers)] = np.arange(len(numbers))
+    kept = take(dataset, np.flatnonzero(new[dataset.labels] >= 0))
+    return kept._replace(
+        labels=new[kept.labels],
+        class_names=tuple(dataset.class_names[old] for old in numbers),
+    )
+
+
+def _cached_parts(found: cache.Cache, in_memory_gb: float):
+    names = tuple(found.manifest["class_names"])
+    paths = {
+        split: found.images_path(split) for split in found.manifest["splits"]
+    }
+    size = sum(path.stat().st_size for path in paths.values())
+    fits = size <= in_memory_gb * 1e9
+    parts = {}
+    for split, path in paths.items():
+        labels = found.labels(split)
+        checksum = "".join(found.manifest["files"][path.name]["sha256"])
+        parts[split] = Dataset(
+            np.load(path, allow_pickle=False) if fits else Rows(path),
+            labels,
+            names,
+            Origin(checksum, np.arange(len(labels))),
+        )
+    return parts
+
+
+def _renamed(parts: dict[str, Dataset], names: Sequence[str]):
+    count = len(parts["train"].class_names)
+    if len(names) != count or len(set(names)) != count:
+        raise InputError(
+            f"data.class_names must be {count} different names joined by "
+            f"commas, not {len(names)}"
+        )
+    return {
+        split: dataset._replace(class_names=tuple(names))
+        for split, dataset in parts.items()
+    }

@@ -54,6 +54,9 @@ FORMS = {
     ),
     "displacement parameter ^1/2": Importance("displacement", power=0.5),
     "control: none, image step x 2": Importance("none"),
+    "displacement parameter ^1/2, image step x 2": Importance(
+        "displacement", power=0.5
+    ),
 }
 STUDIES = {
     ("digits", 1): dict(steps=20, batch=10, rate=0.02, iterations=300),

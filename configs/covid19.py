@@ -1,0 +1,25 @@
+"""COVID-19 chest X-rays at one or ten images per class.
+
+Data      a folder of X-rays by class, for example the COVID-19 Radiography
+          Database with its masks moved out: set --config.data.data_dir to
+          the folder that has train/ and test/, or the classes. Read in grey.
+Paper     IADD has a COVID-19 task (Li et al., 2024); its hyperparameters are
+          not known to us. Those of MTT's Tiny ImageNet at IPC 1 stand in.
+Expected  size=small: see README.md, on 1,124 X-rays of three classes.
+Cost      size=full needs a GPU. size=small: a quarter of an hour on two CPU
+          cores with about a thousand images.
+Command   python experiments/iadd.py
+          --config=configs/covid19.py:ipc=1,size=small
+"""
+
+from configs import common, folder
+
+
+def get_config(argument=""):
+    """Takes ``ipc=1|10`` and ``size=full|small``."""
+    _, ipc, size = common.options(argument, ipcs=(1, 10), size="full")
+    config = folder.of_images("", ipc, size)
+    config.data.channels = 1
+    # A mirrored chest has its heart on the other side, and X-rays no hue.
+    common.augmented_by(config, "crop_cutout_scale_rotate")
+    return config

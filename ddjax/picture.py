@@ -1,0 +1,156 @@
+"""Images as one picture: a grid of tiles under their class names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ddjax.files import atomic_write
+from ddjax.types import InputError
+
+__all__ = ["picture", "save_picture"]
+
+_GAP = 4
+_BACKGROUND, _TEXT = (242, 242, 242), (32, 32, 32)
+_COMFORTABLE = 6_000_000  # pixels; beyond, tiles are made smaller
+_LARGEST = 16_000_000  # beyond, fewer images are shown
+
+
+def picture(
+    images: Any,
+    labels: Any,
+    class_names: Sequence[str],
+    *,
+    scale: int | None = None,
+) -> Image.Image:
+    """Images as a grid of tiles, with class names.
+
+    One column per class, in the order of the classes; within a column, the
+    order of ``images``. Ten classes to a band, twenty where tiles are small;
+    with one image per class that is simply rows of ten.
+
+    Args:
+      images: [n h w c] floats, 0 black to 1 white; clipped for display. Three
+        channels are a colour, any other number is shown as its mean, grey.
+      labels: [n] integers.
+      class_names: label i is captioned ``class_names[i]``, or i beyond them.
+      scale: edge of the square that a pixel becomes. By default tiles of at
+        least 64 pixels (96 for images up to 16 pixels and for one image per
+        class), less where the whole would be very large; where it is too
+        large at scale 1, the first images of each class, and a line saying
+        so.
+
+    Returns:
+      An RGB picture.
+
+    Raises:
+      InputError: shapes that are not as above, or no image.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.ndim != 4 or not images.size:
+        raise InputError(
+            f"a picture needs images [n h w c], at least one, not an array "
+            f"of shape {images.shape}"
+        )
+    if labels.shape != images.shape[:1]:
+        raise InputError(
+            f"a picture of {len(images)} images needs labels of shape "
+            f"({len(images)},), not {labels.shape}"
+        )
+    height, width = images.shape[1:3]
+    columns = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    most = rows = max(map(len, columns))
+    if scale is None:
+        scale = _scale(height, width, len(columns), rows)
+        column_pixels = len(columns) * height * width * scale**2
+        rows = max(1, min(rows, _LARGEST // column_pixels))
+    tile_w, tile_h = scale * width, scale * height
+    across = min(len(columns), 10 if tile_w >= 48 else 20)
+    bands = math.ceil(len(columns) / across)
+    font = _font(max(10, min(15, tile_w // 6)))
+    line = math.ceil(1.5 * font.size)
+    band_h = line + rows * (tile_h + _GAP) + _GAP
+    note = f"The first {rows} of {most} images of each class"
+    canvas = Image.new(
+        "RGB",
+        (
+            across * (tile_w + _GAP) + 3 * _GAP,
+            bands * band_h + 2 * _GAP + (line if rows < most else 0),
+        ),
+        _BACKGROUND,
+    )
+    draw = ImageDraw.Draw(canvas)
+    for i, column in enumerate(columns):
+        x = 2 * _GAP + i % across * (tile_w + _GAP)
+        y = _GAP + i // across * band_h
+        label = int(labels[column[0]])
+        name = class_names[label] if label < len(class_names) else label
+        draw.text(
+            (x + tile_w / 2, y + line / 2),
+            _fit(str(name), font, tile_w),
+            _TEXT,
+            font,
+            anchor="mm",
+        )
+        for row, index in enumerate(column[:rows]):
+            canvas.paste(
+                Image.fromarray(_bytes(images[index])).resize(
+                    (tile_w, tile_h), Image.Resampling.NEAREST
+                ),
+                (x, y + line + row * (tile_h + _GAP)),
+            )
+    if rows < most:
+        y = canvas.height - line / 2 - _GAP
+        draw.text((2 * _GAP, y), note, _TEXT, font, anchor="lm")
+    return canvas
+
+
+def _scale(height: int, width: int, columns: int, rows: int) -> int:
+    side = max(height, width)
+    wanted = 96 if side <= 16 or rows == 1 else 64
+    scale = max(1, round(wanted / side), math.ceil(64 / side))
+    pixels = columns * rows * height * width
+    return max(1, min(scale, math.isqrt(_COMFORTABLE // pixels)))
+
+
+def _bytes(image: np.ndarray) -> np.ndarray:
+    image = image if image.shape[-1] == 3 else image.mean(-1, keepdims=True)
+    image = np.clip(np.nan_to_num(image.astype(np.float32)), 0, 1)
+    pixels = np.round(255 * image).astype(np.uint8)
+    return np.broadcast_to(pixels, (*pixels.shape[:2], 3)).copy()
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    # Matplotlib's own copy: the same letters on every machine, and more of
+    # them than in Pillow's default.
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(str(path), size)
+
+
+def _fit(name: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    name = " ".join(name.split())
+    if font.getlength(name) <= width:
+        return name
+    while name and font.getlength(name + "…") > width:
+        name = name[:-1]
+    return name + "…"
+
+
+def save_picture(
+    path: Path,
+    images: Any,
+    labels: Any,
+    class_names: Sequence[str],
+    *,
+    scale: int | None = None,
+) -> None:
+    """Writes ``picture(...)`` as a PNG file, whole or not at all."""
+    image = picture(images, labels, class_names, scale=scale)
+    with atomic_write(path) as file:
+        image.save(file, "PNG", optimize=True)
