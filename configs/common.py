@@ -162,7 +162,10 @@ def options(
     if what and not first:
         raise InputError(f"the config needs {what} behind a colon")
     if chosen["size"] not in SIZES:
-        raise InputError(f"size={chosen['size']}: choose {' or '.join(SIZES)}")
+        raise InputError(
+            f"size={chosen['size']}: choose {' or '.join(SIZES)}; the side in "
+            "pixels is --config.data.size"
+        )
     if chosen["ipc"] not in map(str, ipcs):
         raise InputError(
             f"ipc={chosen['ipc']} has no hyperparameters here: choose "

@@ -51,6 +51,14 @@ def check_range(max_start: int, span: int, epochs: int) -> None:
         )
 
 
+def check_dtype(dtype: str) -> None:
+    """InputError unless snapshots can be stored as ``dtype``."""
+    if dtype not in _DTYPES:
+        raise InputError(
+            f"teacher.dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}"
+        )
+
+
 def sample_segment(
     key: Key[Array, ""], trajectory: Params, *, max_start: int, span: int
 ) -> Segment:
@@ -203,10 +211,7 @@ def record(
       InputError: the folder holds other teachers, or a damaged one; or a
         stream's labels and images do not belong together.
     """
-    if dtype not in _DTYPES:
-        raise InputError(
-            f"teacher.dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}"
-        )
+    check_dtype(dtype)
     if count < 1:
         raise InputError(f"teacher.count must be at least 1, not {count}")
     recipe.check("teacher")

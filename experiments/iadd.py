@@ -58,6 +58,7 @@ def run(config, workdir: Path, shared: launch.Shared) -> None:
     """
     settings = settings_of(config)
     if is_complete(config, workdir):
+        check_images(config, workdir, shared.data)
         print(f"this run is complete: see {workdir / 'report.html'}")
         return
     setting = teachers_script.prepare(config, shared.data)
@@ -95,6 +96,9 @@ def settings_of(config) -> iadd.Settings:
                 f"{group}.{field} must be at least 1, not "
                 f"{config[group][field]}"
             )
+    # Before the folder is taken: what is refused later would leave it taken.
+    teachers_script.recipe_of(config)
+    recipe_of(config)
     trajectories.check_range(part.max_start, part.span, config.teacher.epochs)
     if part.segments % jax.local_device_count():
         raise InputError(
@@ -194,6 +198,24 @@ def _described(config) -> dict[str, object]:
     return json.loads(json.dumps(common.flat(config)))
 
 
+def check_images(config, workdir: Path, data_folder: Path) -> None:
+    """InputError where a finished run's images are no longer the same."""
+    try:
+        splits, _ = teachers_script.load(config, data_folder)
+    except InputError:
+        return  # gone or unfit, but the run is there
+    _check_same(workdir, sources.fingerprint(*splits))
+
+
+def _check_same(workdir, data):
+    if _recorded(workdir).get("data", data) != data:
+        raise InputError(
+            f"{workdir} holds a run on other images, the files behind "
+            "data.data_dir have changed since: name another --workdir, or "
+            "bring the old files back"
+        )
+
+
 def claim(config, workdir: Path, splits: sources.Splits) -> None:
     """Makes the folder this config's, and writes down what runs in it.
 
@@ -201,11 +223,7 @@ def claim(config, workdir: Path, splits: sources.Splits) -> None:
       InputError: a run was begun there on other images.
     """
     data = sources.fingerprint(*splits)
-    if _recorded(workdir).get("data", data) != data:
-        raise InputError(
-            f"{workdir} holds a run on other images: the files behind "
-            "data.data_dir have changed since; name another --workdir"
-        )
+    _check_same(workdir, data)
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_json(
         workdir / "config.json",

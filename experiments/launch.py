@@ -174,7 +174,7 @@ def _plain(error: Exception) -> str:
     text = str(error).replace("\\n", "\n").replace("\\'", "'")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if "Traceback" in text:
-        lines = lines[-1:]
+        lines = [re.sub(r"^[\w.]*InputError: ", "", lines[-1])]
     return " ".join(lines) or type(error).__name__
 
 

@@ -23,7 +23,7 @@ from configs import common
 from ddjax import augment, models, training, trajectories
 from ddjax.data import cache, preprocess, sources
 from ddjax.data.rows import Rows
-from ddjax.types import Batch
+from ddjax.types import Batch, InputError
 
 # The training images themselves are what the rest of a data config decides.
 _SHAPES_NOTHING = ("teacher.count", "teacher.epochs") + tuple(
@@ -65,7 +65,7 @@ def load(
       (splits, the cache), which is None for what is bundled.
     """
     part = config.data.to_dict()
-    part.pop("preprocess")
+    preprocess.check_name(part.pop("preprocess"))
     form = sources.Form(*(part.pop(field) for field in sources.Form._fields))
     found: list[cache.Cache] = []
     with launch.progress("prepare", 0, unit="image") as bar:
@@ -149,6 +149,21 @@ def whole(setting: Setting) -> tuple[Batch | training.Stream, Any]:
     )
 
 
+def recipe_of(config) -> training.Recipe:
+    """How the stored part of each teacher is trained, checked."""
+    teacher = config.teacher
+    if teacher.count < 1:
+        raise InputError(
+            f"teacher.count must be at least 1, not {teacher.count}"
+        )
+    trajectories.check_dtype(teacher.dtype)
+    return training.Recipe(
+        epochs=config.iadd.max_start + config.iadd.span,
+        batch_size=teacher.batch_size,
+        augment=augment.parse(teacher.augment),
+    ).check("teacher")
+
+
 def run(config, workdir: Path, shared: launch.Shared) -> None:
     """Trains or opens the teachers of a config.
 
@@ -165,12 +180,8 @@ def train(config, setting: Setting, folder: Path) -> trajectories.Teachers:
     """The same, with the data at hand."""
     iadd, teacher = config.iadd, config.teacher
     trajectories.check_range(iadd.max_start, iadd.span, teacher.epochs)
-    stored = iadd.max_start + iadd.span
-    recipe = training.Recipe(
-        epochs=stored,
-        batch_size=teacher.batch_size,
-        augment=augment.parse(teacher.augment),
-    ).check("teacher")
+    recipe = recipe_of(config)
+    stored = recipe.epochs
     shaped_by = {
         field: value
         for field, value in common.flat(config).items()

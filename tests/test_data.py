@@ -330,9 +330,9 @@ def test_what_does_not_fit_stays_on_disk(folder, load):
 def arrays(**changes):
     rng = np.random.default_rng(0)
     found = {
-        "train_images": rng.integers(0, 256, (8, 4, 3, 2), dtype=np.uint8),
+        "train_images": rng.integers(0, 256, (8, 4, 3, 3), dtype=np.uint8),
         "train_labels": np.arange(8) % 2,
-        "test_images": rng.integers(0, 256, (4, 4, 3, 2), dtype=np.uint8),
+        "test_images": rng.integers(0, 256, (4, 4, 3, 3), dtype=np.uint8),
         "test_labels": np.arange(4) % 2,
     }
     return found | changes
@@ -377,7 +377,7 @@ def test_npz_of_grey_floats_with_names(tmp_path):
     assert splits.test.class_names == ("cat", "dog")
 
 
-NAN = np.zeros((8, 4, 3, 2), np.float32)
+NAN = np.zeros((8, 4, 3, 3), np.float32)
 NAN[3, 0, 0, 0] = np.nan
 
 
@@ -385,14 +385,15 @@ NAN[3, 0, 0, 0] = np.nan
     "changes, said",
     [
         ({"train_images": NAN}, "train_images holds NaN .* first is number 3"),
-        ({"test_images": np.full((4, 4, 3, 2), 2.0)}, "test_images are floats"),
+        ({"test_images": np.full((4, 4, 3, 3), 2.0)}, "test_images are floats"),
         ({"train_images": np.zeros((8, 24), np.uint8)}, "shape"),
-        ({"train_images": np.zeros((8, 4, 3, 2), np.int64)}, "uint8 or floats"),
+        ({"train_images": np.zeros((8, 3, 4, 5), np.uint8)}, "transpose"),
+        ({"train_images": np.zeros((8, 4, 3, 3), np.int64)}, "uint8 or floats"),
         ({"train_labels": np.arange(7) % 2}, "8 integers"),
         ({"train_labels": np.arange(8) / 8}, "integers"),
         ({"test_labels": np.array([0, 1, -1, 0])}, "test_labels must lie in"),
         ({"class_names": np.array(["cat"])}, "must lie in 0..0"),
-        ({"train_images": np.zeros((0, 4, 3, 2), np.uint8)}, "shape"),
+        ({"train_images": np.zeros((0, 4, 3, 3), np.uint8)}, "shape"),
         ({"train_labels": np.array(["a", "b"] * 4)}, "8 integers"),
         ({"train_labels": np.full(8, np.nan)}, "8 integers"),
         ({"train_labels": np.arange(8) + 10**13}, "labels go up to 1000000"),

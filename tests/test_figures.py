@@ -52,10 +52,15 @@ def test_no_metrics_no_figures():
 
 def test_the_held_out_score_is_called_by_its_metric():
     records = [
-        {"step": 5 * i, "held_out_accuracy": a, "held_out_std": 0.01}
+        {
+            "step": 5 * i,
+            "held_out_balanced_accuracy": a,
+            "held_out_balanced_accuracy_std": 0.01,
+            "held_out_accuracy": 0.1,
+        }
         for i, a in enumerate((0.5, 0.75, 0.7))
     ]
-    (drawn,) = curves(records, selected=5, metric="balanced accuracy")
+    (drawn,) = curves(records, selected=5, metric="balanced_accuracy")
     assert alternatives([drawn]) == [
         "Held-out balanced accuracy at 3 looks, highest 75.0% at step 5; "
         "step 5 was selected"

@@ -208,6 +208,7 @@ def prepare(
                 form,
                 unreadable_share,
                 progress,
+                say,
             )
     finally:
         lock.release()
@@ -381,14 +382,14 @@ def _class_number(word: str, names: Sequence[str]) -> int:
     )
 
 
-def _make(folder, source, identity, form, unreadable_share, progress):
+def _make(folder, source, identity, form, unreadable_share, progress, say):
     """Decodes a source into a new cache, which takes the old one's place."""
     partial = folder.with_name(f"{folder.name}.partial")
     workers = _workers()
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         channels = form.channels or source.channels
         if not channels:
-            channels = _most_channels(source, pool)
+            channels = _most_channels(source, pool, say)
         form = form._replace(channels=channels)
         saved = _Progress.open(partial, source.stamp, form)
         total = sum(records.count for records in source.splits.values())
@@ -466,8 +467,9 @@ def _workers() -> int:
     return os.cpu_count() or 1
 
 
-def _most_channels(source, pool) -> int:
+def _most_channels(source, pool, say) -> int:
     """1 where every image is grey, 3 where any has colours."""
+    grey = False
 
     def look(record):
         try:
@@ -478,7 +480,15 @@ def _most_channels(source, pool) -> int:
     for records in source.splits.values():
         for begin in range(0, records.count, 10_000):
             chunk = records.read(begin, min(begin + 10_000, records.count))
-            if max(pool.map(look, chunk), default=1) == 3:
+            channels = list(pool.map(look, chunk))
+            grey |= 1 in channels
+            if 3 in channels:
+                if grey:
+                    say(
+                        f"{chunk[channels.index(3)][0]} is in colour and "
+                        "other images are grey: all are read in colour, "
+                        "config.data.channels=1 reads all in grey"
+                    )
                 return 3
     return 1
 
@@ -634,7 +644,8 @@ def _check_classes(source, saved):
             if str(label) not in part["classes"]:
                 raise InputError(
                     f"class {name!r} has no readable {split} images: add "
-                    "some, or leave the class out by config.data.classes"
+                    "some, number labels from 0 without gaps, or leave the "
+                    "class out by config.data.classes"
                 )
     shapes = {
         split: tuple(part["shape"]) for split, part in saved.splits.items()

@@ -201,6 +201,14 @@ def from_arrays(named: Mapping[str, np.ndarray]) -> Standardiser | Whitener:
     )
 
 
+def check_name(name: str) -> None:
+    """InputError unless ``fit`` knows the name."""
+    if name not in _FITS:
+        raise InputError(
+            f"data.preprocess must be {', '.join(_FITS)}, not {name!r}"
+        )
+
+
 def fit(
     name: str, images: Any, *, kept_in: Path | None = None
 ) -> Standardiser | Whitener:
@@ -215,10 +223,7 @@ def fit(
     Raises:
       InputError: unknown name.
     """
-    if name not in _FITS:
-        raise InputError(
-            f"data.preprocess must be {', '.join(_FITS)}, not {name!r}"
-        )
+    check_name(name)
     if kept_in is None:
         return _FITS[name](images)
     try:

@@ -134,8 +134,9 @@ def per_class_indices(
         members = np.flatnonzero(labels == label)
         if len(members) < count:
             raise InputError(
-                f"class {label} has {len(members)} training images, fewer "
-                f"than the {count} asked for: lower config.iadd.ipc"
+                f"class {label} has {len(members)} training images beside "
+                f"those held out, fewer than the {count} asked for: lower "
+                "config.iadd.ipc"
             )
         order = jax.random.permutation(
             jax.random.fold_in(key, label), len(members)
@@ -312,6 +313,12 @@ def _pixels(what: str, images: np.ndarray) -> np.ndarray:
         raise InputError(
             f"{what} must have the shape (n, h, w, c), not {images.shape}"
         )
+    if images.shape[3] not in (1, 3):
+        raise InputError(
+            f"{what} must have 1 or 3 channels in the last axis, not "
+            f"{images.shape[3]}: if they stand in the second, save "
+            "images.transpose(0, 2, 3, 1)"
+        )
     if images.dtype == np.uint8:
         return images
     if not np.issubdtype(images.dtype, np.floating):
@@ -327,7 +334,7 @@ def _pixels(what: str, images: np.ndarray) -> np.ndarray:
     if images.min() < 0 or images.max() > 1:
         raise InputError(
             f"{what} are floats from {images.min():.3g} to "
-            f"{images.max():.3g}: divide them so that black is 0 and white 1"
+            f"{images.max():.3g}: bring them to 0..1, black to white"
         )
     return np.rint(images * 255).astype(np.uint8)
 
