@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -441,3 +442,17 @@ def test_tiny_imagenet_class_without_images(tiny):
         path.unlink()
     with pytest.raises(InputError, match="train/n01/images holds no images"):
         list_tiny_imagenet(tiny)
+
+
+REAL = Path(__file__).resolve().parents[2] / "shared/data/covid19_xray"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no real data beside the project")
+def test_real_xrays():
+    found = list_images(REAL)
+    assert found.class_names == ("covid", "normal", "pneumonia")
+    counts = {
+        split: np.bincount(labels).tolist()
+        for split, (_, labels) in found.splits.items()
+    }
+    assert counts == {"train": [99, 400, 400], "test": [25, 100, 100]}

@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,6 +129,25 @@ def test_tfrecord(as_tfrecord):
     assert records.read(0, 2) + records.read(2, 6) == whole
     assert records.read(1, 3) == whole[1:3]
     assert records.read(4, 5) == whole[4:5]
+
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "tfds"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no real data beside the project")
+def test_real_cifar10():
+    source = tfds_records.open_tfds("cifar10", str(REAL))
+    assert {s: r.count for s, r in source.splits.items()} == {
+        "train": 50_000,
+        "test": 10_000,
+    }
+    assert source.class_names[0] == "airplane"
+    assert len(source.class_names) == 10
+    found = source.splits["test"].read(9_900, 10_000)
+    pixels = [decode.decode(raw, channels=3) for _, raw, _ in found]
+    assert np.shape(pixels) == (100, 32, 32, 3)
+    assert 80 < np.mean(pixels) < 160
+    assert {label for _, _, label in found} == set(range(10))
 
 
 def test_stamp_follows_the_files(as_tfrecord):
