@@ -539,7 +539,7 @@ def load(
             source, data_dir=data_dir, form=form, classes=classes, **how
         )
         opened(found)
-        parts = _cached_parts(found, in_memory_gb)
+        parts = _cached_parts(found)
     if class_names:
         parts = _renamed(parts, _words(class_names))
     key = jax.random.fold_in(jax.random.key(seed), 0xDA7A)
@@ -560,7 +560,13 @@ def load(
         train = first_per_class(train, per_class)
     if "held_out" not in parts:
         train, parts["held_out"] = split_held_out(train, held_out, key)
-    return Splits(train, parts["held_out"], parts["test"])
+    splits = Splits(train, parts["held_out"], parts["test"])
+    # Read once, when it is known what is wanted of them.
+    if sum(part.images.nbytes for part in splits) <= in_memory_gb * 1e9:
+        splits = Splits(
+            *(part._replace(images=np.asarray(part.images)) for part in splits)
+        )
+    return splits
 
 
 def _digits_parts(form: Form, classes: str) -> dict[str, Dataset]:
@@ -588,19 +594,17 @@ def _only(dataset: Dataset, numbers: Sequence[int]) -> Dataset:
     )
 
 
-def _cached_parts(found: cache.Cache, in_memory_gb: float):
+def _cached_parts(found: cache.Cache) -> dict[str, Dataset]:
     names = tuple(found.manifest["class_names"])
     paths = {
         split: found.images_path(split) for split in found.manifest["splits"]
     }
-    size = sum(path.stat().st_size for path in paths.values())
-    fits = size <= in_memory_gb * 1e9
     parts = {}
     for split, path in paths.items():
         labels = found.labels(split)
         checksum = "".join(found.manifest["files"][path.name]["sha256"])
         parts[split] = Dataset(
-            np.load(path, allow_pickle=False) if fits else Rows(path),
+            Rows(path),
             labels,
             names,
             Origin(checksum, np.arange(len(labels))),
