@@ -8,7 +8,7 @@ Expected  of the papers, ConvNet, IPC 1 / 10 / 50: MTT 46.3 / 65.3 / 71.6,
           random real images 14.4 / 26.0 / 43.4, the whole data 84.8. The full
           size has not been run here. size=small: see README.md.
 Cost      size=full needs a GPU: 100 teachers of width 128, 5,000 updates of
-          30 to 50 steps. size=small: half an hour on two CPU cores.
+          30 to 50 steps. size=small: 43 minutes on one busy CPU core.
 Command   python experiments/iadd.py
           --config=configs/cifar10.py:ipc=1,size=small
 """

@@ -5,9 +5,9 @@ Data      a folder of X-rays by class, for example the COVID-19 Radiography
           the folder that has train/ and test/, or the classes. Read in grey.
 Paper     IADD has a COVID-19 task (Li et al., 2024); its hyperparameters are
           not known to us. Those of MTT's Tiny ImageNet at IPC 1 stand in.
-Expected  size=small: see README.md, on 1,124 X-rays of three classes.
-Cost      size=full needs a GPU. size=small: a quarter of an hour on two CPU
-          cores with about a thousand images.
+Expected  unknown: not run here. README.md has folder.py's figures on 1,124
+          X-rays of three classes, in grey too but with other augmentation.
+Cost      size=full needs a GPU. size=small: as folder.py's.
 Command   python experiments/iadd.py
           --config=configs/covid19.py:ipc=1,size=small
 """

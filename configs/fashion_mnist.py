@@ -5,8 +5,8 @@ Paper     IADD's method; MTT has no figures for this set, the hyperparameters
           are its CIFAR-10's, without ZCA.
 Expected  unknown: not run here. DSA (Zhao and Bilen, ICML 2021) has
           70.6 / 84.6 / 88.7 at IPC 1 / 10 / 50 and 93.5 on the whole data.
-Cost      size=full needs a GPU. size=small: half an hour on two CPU cores,
-          estimated from CIFAR-10's.
+Cost      size=full needs a GPU. size=small: an hour on one CPU core, estimated
+          from CIFAR-10's.
 Command   python experiments/iadd.py
           --config=configs/fashion_mnist.py:ipc=1,size=small
 """

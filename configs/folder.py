@@ -5,8 +5,8 @@ Data      class/*.png (jpg, ..) or train/class/* and test/class/*, of any
 Paper     none; IADD's method. size=full takes MTT's hyperparameters of Tiny
           ImageNet at 64 px.
 Expected  see README.md for chest X-rays.
-Cost      size=small, the default: a quarter of an hour on two CPU cores with
-          a thousand images; teachers take longer in proportion to more.
+Cost      size=small, the default: half an hour on one CPU core with a
+          thousand images; teachers take longer in proportion to more.
 Command   python experiments/iadd.py --config=configs/folder.py:PATH
 """
 

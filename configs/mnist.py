@@ -6,8 +6,8 @@ Paper     IADD's method; MTT has no figures for this set, the hyperparameters
           neither a mirrored nor a half covered one is the same digit.
 Expected  unknown: not run here. DSA (Zhao and Bilen, ICML 2021) has
           88.7 / 97.8 / 99.2 at IPC 1 / 10 / 50 and 99.6 on the whole data.
-Cost      size=full needs a GPU. size=small: half an hour on two CPU cores,
-          estimated from CIFAR-10's.
+Cost      size=full needs a GPU. size=small: an hour on one CPU core, estimated
+          from CIFAR-10's.
 Command   python experiments/iadd.py --config=configs/mnist.py:ipc=1,size=small
 """
 

@@ -6,8 +6,8 @@ Paper     IADD's method; MTT has no figures for this set, the hyperparameters
           one, so nothing is flipped.
 Expected  unknown: not run here. DSA (Zhao and Bilen, ICML 2021) has
           27.5 / 79.2 / 84.4 at IPC 1 / 10 / 50 and 95.4 on the whole data.
-Cost      size=full needs a GPU. size=small: half an hour on two CPU cores,
-          estimated from CIFAR-10's.
+Cost      size=full needs a GPU. size=small: an hour on one CPU core, estimated
+          from CIFAR-10's.
 Command   python experiments/iadd.py --config=configs/svhn.py:ipc=1,size=small
 """
 
