@@ -325,12 +325,13 @@ def test_too_many_unreadable_then_mended(made):
     np.testing.assert_array_equal(images(found), pictures(10))
 
 
-def test_partial_file_that_lost_its_end(made, tmp_path, step_by_step):
+@pytest.mark.parametrize("kept", [200, -50])
+def test_partial_file_that_lost_its_end(made, tmp_path, step_by_step, kept):
     watched = Watched(tmp_path / "file", stop_at=6)
     with pytest.raises(KeyboardInterrupt):
         made(watched)
     path = tmp_path / "data/set.partial/train_images.npy"
-    path.write_bytes(path.read_bytes()[:200])
+    path.write_bytes(path.read_bytes()[:kept])
     watched.stop_at = None
     np.testing.assert_array_equal(images(made(watched)), watched.train)
 

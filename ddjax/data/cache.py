@@ -23,7 +23,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +54,7 @@ _KEYS = {
     "unreadable",
     "watched",
 }
+_HEADER = 128  # bytes of NumPy's header before arrays such as these
 _BLOCK = 64 << 20  # bytes behind one checksum
 _CHUNK = 64 << 20  # bytes of pixels decoded between two writes
 _CHECKED_WHOLE = 1 << 30  # larger files are checked by samples when opened
@@ -213,8 +214,8 @@ def prepare(
     finally:
         lock.release()
     _check_share(found.manifest, folder, unreadable_share)
-    for sentence in _remarks(found.manifest, folder):
-        say(sentence)
+    if found.manifest["unreadable"]:
+        say(_left_out(found.manifest, folder))
     return found
 
 
@@ -529,7 +530,7 @@ class _Progress:
         row = int(np.prod(part["shape"] or [0]))
         return all(
             (self.folder / f"{split}_{kind}.npy").stat().st_size
-            >= part["rows"] * size
+            >= _HEADER + part["rows"] * size
             for kind, size in (("images", row), ("labels", 4))
         )
 
@@ -582,7 +583,7 @@ def _write_split(
                     saved.unreadable.append([name, more])
                     continue
                 saved.sizes[more] += 1
-                _check_shape(part, array.shape, name, source)
+                _check_shape(part, array.shape, name)
                 images.append(array)
                 labels.append(np.int32(record[2]))
                 label = str(record[2])
@@ -626,7 +627,7 @@ def _pixels(encoded, form, upright):
     return array, f"{header.width} x {header.height}"
 
 
-def _check_shape(part, shape, name, source):
+def _check_shape(part, shape, name):
     if part["shape"] is None:
         part["shape"] = list(shape)
     elif part["shape"] != list(shape):
@@ -669,16 +670,15 @@ def _check_share(manifest, folder, limit):
         )
 
 
-def _remarks(manifest, folder) -> Iterator[str]:
-    if found := manifest["unreadable"]:
-        name, why = found[0]
-        several = len(found) > 1
-        yield (
-            f"{len(found)} image{'s' * several} cannot be read and "
-            f"{'are' if several else 'is'} left out: {name} ({why})"
-            + f" and those in {folder / 'manifest.json'}"
-            * several
-        )
+def _left_out(manifest, folder) -> str:
+    found = manifest["unreadable"]
+    name, why = found[0]
+    if len(found) == 1:
+        return f"1 image cannot be read and is left out: {name} ({why})"
+    return (
+        f"{len(found)} images cannot be read and are left out: {name} ({why}) "
+        f"and those in {folder / 'manifest.json'}"
+    )
 
 
 def _describe(path) -> dict[str, Any]:
@@ -693,7 +693,7 @@ class _Appended:
     """An .npy file that grows row by row; its header is written last."""
 
     def __init__(self, path, dtype):
-        self.path, self.dtype = path, np.dtype(dtype)
+        self.dtype = np.dtype(dtype)
         self.file = open(path, "r+b" if path.exists() else "w+b")
 
     def __enter__(self):
