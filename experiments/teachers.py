@@ -121,7 +121,7 @@ def prepare(config, data_folder: Path) -> Setting:
 def as_input(images, preprocessing):
     """(images, preprocessing) for training and testing, ready where it pays.
 
-    Whitening is a product with a large matrix for each image, a fifth of a
+    Whitening is a product with a large matrix for each image, dear beside a
     narrow network's step: where the images are in memory it is done once, and
     nothing is left to do batch by batch.
     """

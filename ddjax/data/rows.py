@@ -152,14 +152,11 @@ class _File:
     """The bytes of a file behind its header, by position.
 
     Read, not mapped. A mapped page counts as the process's own memory until
-    it is given back, and every 4 KiB costs a fault. Measured on random batches
-    of 48 KiB images, on two cores: from the page cache 1340 MB/s read and 980
-    mapped (with MADV_RANDOM, given back every 64 MB); from a sparse file 800
-    and 420; from disk 200-250 and 40-210. Announcing a window's reads before
-    doing them keeps the disk busy with many at once: 570-650 MB/s from disk,
-    as fast as in sequence, at no cost where the pages are cached already.
-    Reading in the file's order was not faster from disk, and half as fast
-    from the cache.
+    it is given back, and every 4 KiB costs a fault: on random batches of
+    48 KiB images reading was faster from the page cache, from a sparse file
+    and from disk. Announcing a window's reads before doing them keeps the
+    disk busy with many at once, at no cost where the pages are cached
+    already. Reading in the file's order gained nothing.
     """
 
     def __init__(self, path: Path, offset: int):
