@@ -21,6 +21,7 @@ to any order; forward mode (``jax.jvp``, ``jax.jacfwd``) is not defined.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ KEPT = "ddjax_convolution"
 cheap to keep: those with many input channels for each output number."""
 
 _FEW_CHANNELS = 16
+_CACHED = 5_000_000  # bytes; from 2 to 10 MB the times differ little
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _Pairs = tuple[tuple[int, int], tuple[int, int]]
 
@@ -99,7 +101,40 @@ def _shifted(x, offsets, sizes, strides):
 
 
 def _kernel_gradient_cpu(x, g, geometry: _Geometry):
-    """One matrix product over all positions, batch included.
+    """Matrix products over all positions, of a few images at a time.
+
+    The shifted copies are kh * kw times as large as their operand. Where those
+    of all images do not stay in a core's share of the cache, images go in
+    groups that do: for 64 images of 32x32x64 that takes a quarter of the time.
+    """
+    copied = g if _shifts_gradient(x, geometry) else x
+    positions = geometry.image if copied is g else g.shape[1:3]
+    taps = math.prod(geometry.kernel)
+    bytes_each = 4 * math.prod(positions) * taps * copied.shape[-1]
+    images = x.shape[0]
+    size = max(
+        size
+        for size in range(1, images + 1)
+        if images % size == 0 and (size == 1 or size * bytes_each <= _CACHED)
+    )
+    if size == images:
+        return _kernel_gradient_of(x, g, geometry)
+
+    def add(total, begin):
+        few = [lax.dynamic_slice_in_dim(a, begin, size) for a in (x, g)]
+        return total + _kernel_gradient_of(*few, geometry), None
+
+    shape = (*geometry.kernel, x.shape[-1], g.shape[-1])
+    zeros = jnp.zeros(shape, jnp.result_type(x, g))
+    return lax.scan(add, zeros, jnp.arange(0, images, size))[0]
+
+
+def _shifts_gradient(x, geometry: _Geometry) -> bool:
+    return geometry.stride == (1, 1) and x.shape[-1] >= _FEW_CHANNELS
+
+
+def _kernel_gradient_of(x, g, geometry: _Geometry):
+    """One matrix product over all positions, images included.
 
     Either side can be shifted against the other. Shifting g keeps the
     transposed operand small and was 1.3-1.9 times faster than shifting x in
@@ -108,7 +143,7 @@ def _kernel_gradient_cpu(x, g, geometry: _Geometry):
     """
     (kh, kw), channels, features = geometry.kernel, x.shape[-1], g.shape[-1]
     offsets = [(row, column) for row in range(kh) for column in range(kw)]
-    if geometry.stride == (1, 1) and channels >= _FEW_CHANNELS:
+    if _shifts_gradient(x, geometry):
         pad = [(0, 0), *_turned_padding(geometry, g.shape[1:3]), (0, 0)]
         turned = [(kh - 1 - row, kw - 1 - column) for row, column in offsets]
         right = _shifted(_pad(g, pad), turned, geometry.image, (1, 1))
