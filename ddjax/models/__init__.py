@@ -11,11 +11,16 @@ from flax import linen as nn
 
 from ddjax.models.convnet import ConvNet
 from ddjax.models.mlp import MLP
+from ddjax.models.resnet import ResNet18
 from ddjax.types import InputError, Params
 
-__all__ = ["MLP", "ConvNet", "build", "init_params", "names"]
+__all__ = ["MLP", "ConvNet", "ResNet18", "build", "init_params", "names"]
 
-_NETWORKS: dict[str, type[nn.Module]] = {"convnet": ConvNet, "mlp": MLP}
+_NETWORKS: dict[str, type[nn.Module]] = {
+    "convnet": ConvNet,
+    "mlp": MLP,
+    "resnet18": ResNet18,
+}
 
 
 def names() -> list[str]:
@@ -82,7 +87,7 @@ def init_params(
       A plain dict of dicts of arrays.
 
     Raises:
-      InputError: the image is too small for the network's pooling.
+      InputError: the image is too small for the network.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     return module.lazy_init(key, images)["params"]

@@ -33,12 +33,13 @@ def uniform_fan_in(fan_in: int):
 
 
 class Conv(nn.Module):
-    """A square convolution with a bias, by ``ops.conv2d``."""
+    """A square convolution by ``ops.conv2d``, whose paddings it takes."""
 
     features: int
     taps: int = 3
     stride: int = 1
-    padding: str = "SAME"
+    padding: str | tuple[tuple[int, int], tuple[int, int]] = "SAME"
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, images):
@@ -47,10 +48,12 @@ class Conv(nn.Module):
         kernel = self.param(
             "kernel", init, (self.taps, self.taps, channels, self.features)
         )
-        bias = self.param("bias", init, (self.features,))
-        return bias + conv2d(
+        images = conv2d(
             images, kernel, stride=self.stride, padding=self.padding
         )
+        if not self.use_bias:
+            return images
+        return self.param("bias", init, (self.features,)) + images
 
 
 class Dense(nn.Module):
