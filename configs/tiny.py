@@ -34,4 +34,19 @@ def get_config():
     config.evaluate.epochs = 500
     config.evaluate.augment = AUGMENT
     config.evaluate.looks = 5
+    config.gan.width = 8
+    config.gan.noise = 32
+    config.gan.iterations = 1000
+    config.gan.critic_steps = 2
+    config.gan.batch_size = 64
+    config.gan.generator_rate = 5e-4
+    config.gan.critic_rate = 5e-4
+    config.gan.average = 0.99
+    config.gan.augment = "crop"
+    config.d2m.iterations = 400
+    config.d2m.rate = 2e-4
+    config.d2m.average = 0.99
+    config.d2m.augment = AUGMENT
+    config.d2m.first_epoch = 1
+    config.d2m.epochs = "500,300,100"
     return config

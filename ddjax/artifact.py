@@ -1,4 +1,4 @@
-"""The distilled file: self-describing, and read with NumPy alone.
+"""Distilled images and generators as files: self-describing, no pickle.
 
 ``distilled.npz`` opens with ``np.load(path)`` (no pickle) and holds
 
@@ -11,6 +11,10 @@
                    and matrix [d d], d = h * w * c:
                    ((images - mean).reshape(n, d) @ matrix).reshape(n, h, w, c)
     metadata       a JSON string: class names, method, model, recipe, scores
+
+A generator file has no images and in their place ``params/...``, the
+parameters of the folded generator; ``load_generator`` rebuilds it from those
+and from "generator" in the metadata.
 """
 
 from __future__ import annotations
@@ -19,13 +23,23 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ddjax import files
 from ddjax.data import preprocess
-from ddjax.types import InputError
+from ddjax.models import biggan
+from ddjax.types import InputError, Params
 
-__all__ = ["Artifact", "load", "save"]
+__all__ = [
+    "Artifact",
+    "GeneratorArtifact",
+    "load",
+    "load_generator",
+    "save",
+    "save_generator",
+]
 
 
 class Artifact(NamedTuple):
@@ -109,4 +123,132 @@ def load(path: Path) -> Artifact:
             f"{path} holds images {found.images.shape} and labels "
             f"{found.labels.shape}, which do not belong together"
         )
+    return found
+
+
+class GeneratorArtifact(NamedTuple):
+    """What a generator file holds.
+
+    Attributes:
+      apply: gen_apply(params, noise[n d], labels[n]) -> images in 0..1.
+      params: of the folded generator, float32.
+      preprocessing: takes pixels to network input.
+      metadata: JSON-able dict; "class_names" and what made the file.
+    """
+
+    apply: biggan.GenApply
+    params: Params
+    preprocessing: preprocess.Standardiser | preprocess.Whitener
+    metadata: dict[str, Any]
+
+    @property
+    def size_in_images(self) -> float:
+        """The parameters' number, in images that it makes."""
+        module = self.apply.module
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return count / (module.size**2 * module.channels)
+
+
+def save_generator(path: Path, artifact: GeneratorArtifact) -> None:
+    """Writes the file, whole or not at all.
+
+    Raises:
+      InputError: a parameter is not finite.
+    """
+    arrays = {
+        f"preprocess/{name}": array
+        for name, array in preprocess.arrays(artifact.preprocessing).items()
+    }
+    for names, leaf in jax.tree_util.tree_leaves_with_path(artifact.params):
+        name = "/".join(entry.key for entry in names)
+        arrays[f"params/{name}"] = np.asarray(leaf, np.float32)
+        if not np.isfinite(arrays[f"params/{name}"]).all():
+            raise InputError(
+                f"{name} of the generator holds values that are not finite, "
+                f"so {path} was not written"
+            )
+    module = artifact.apply.module
+    metadata = artifact.metadata | {
+        "generator": {field: getattr(module, field) for field in _MODULE}
+    }
+    with files.atomic_write(path) as file:
+        np.savez(
+            file,
+            allow_pickle=False,
+            metadata=np.array(json.dumps(metadata)),
+            **arrays,
+        )
+
+
+_MODULE = (
+    "num_classes",
+    "size",
+    "channels",
+    "width",
+    "noise",
+    "embedding",
+    "attention",
+)
+
+
+def load_generator(path: Path) -> GeneratorArtifact:
+    """Reads and checks a generator file.
+
+    Raises:
+      InputError: it is missing, damaged or not one of ours.
+    """
+    try:
+        arrays = files.read_npz(path)
+        metadata = json.loads(str(arrays.pop("metadata")))
+        fields = metadata["generator"]
+        module = biggan.Generator(
+            **{field: int(fields[field]) for field in _MODULE},
+            form=biggan.FOLDED,
+        )
+        params: dict[str, Any] = {}
+        for name, array in arrays.items():
+            first, *names = name.split("/")
+            if first == "params":
+                part = params
+                for inner in names[:-1]:
+                    part = part.setdefault(inner, {})
+                part[names[-1]] = array
+        found = GeneratorArtifact(
+            biggan.GenApply(module),
+            params,
+            preprocess.from_arrays(
+                {
+                    name.removeprefix("preprocess/"): array
+                    for name, array in arrays.items()
+                    if name.startswith("preprocess/")
+                }
+            ),
+            metadata,
+        )
+        names = metadata["class_names"]
+        expected = jax.eval_shape(
+            lambda: module.init(
+                jax.random.key(0),
+                jnp.zeros((1, module.noise)),
+                jnp.zeros(1, jnp.int32),
+            )
+        )["params"]
+        same = jax.tree.map(lambda a, b: a.shape == b.shape, expected, params)
+        if len(names) != module.num_classes or not all(jax.tree.leaves(same)):
+            raise ValueError(path)
+    except FileNotFoundError:
+        raise InputError(
+            f"there is no generator {path}: make it with experiments/d2m.py"
+        ) from None
+    except (
+        files.DamagedFile,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ):
+        raise InputError(
+            f"{path} is damaged or no generator: make it again with "
+            "experiments/d2m.py"
+        ) from None
     return found

@@ -156,8 +156,13 @@ def final_key(config) -> jax.Array:
     return jax.random.fold_in(jax.random.key(config.seed), _FINAL)
 
 
-def is_complete(config, workdir: Path) -> bool:
+def is_complete(config, workdir: Path, method: str = "iadd") -> bool:
     """Whether the folder holds this config's finished run.
+
+    Args:
+      config: see configs/common.py.
+      workdir: the run's folder.
+      method: the fields of other methods do not matter.
 
     Raises:
       InputError: it holds another config's.
@@ -167,7 +172,7 @@ def is_complete(config, workdir: Path) -> bool:
         return False
     changed = [
         f"{field} is {there.get(field)!r} there and {value!r} here"
-        for field, value in _described(config).items()
+        for field, value in _described(config, method).items()
         if there.get(field) != value
     ]
     if changed:
@@ -193,9 +198,18 @@ def _recorded(workdir: Path) -> dict[str, object]:
     return found
 
 
-def _described(config) -> dict[str, object]:
+_FOREIGN = {"iadd": ("gan.", "d2m."), "d2m": ()}
+"""What a method's runs have nothing to do with; of IADD's part, D2M's runs
+need what decides how long teachers are."""
+
+
+def _described(config, method) -> dict[str, object]:
     """The config as JSON gives it back: tuples are lists."""
-    return json.loads(json.dumps(common.flat(config)))
+    return {
+        field: json.loads(json.dumps(value))
+        for field, value in common.flat(config).items()
+        if not field.startswith(_FOREIGN[method])
+    }
 
 
 def check_images(config, workdir: Path, data_folder: Path) -> None:
@@ -216,7 +230,9 @@ def _check_same(workdir, data):
         )
 
 
-def claim(config, workdir: Path, splits: sources.Splits) -> None:
+def claim(
+    config, workdir: Path, splits: sources.Splits, method: str = "iadd"
+) -> None:
     """Makes the folder this config's, and writes down what runs in it.
 
     Raises:
@@ -228,7 +244,7 @@ def claim(config, workdir: Path, splits: sources.Splits) -> None:
     files.write_json(
         workdir / "config.json",
         {
-            "config": _described(config),
+            "config": _described(config, method),
             "data": data,
             "command": " ".join(["python", *sys.argv]),
             "versions": {
@@ -541,14 +557,7 @@ def final_scores(
     rows: dict[str, dict] = {}
 
     def add(row, model, result, **more):
-        rows.setdefault(row, {})[model] = _as_json(result) | {
-            "balanced_accuracy": _as_json(evaluate.balanced(result)),
-            "recall": [
-                None if np.isnan(recall) else recall
-                for recall in result.recall.mean(0).tolist()
-            ],
-            **more,
-        }
+        rows.setdefault(row, {})[model] = whole_as_json(result) | more
 
     names = model_names(config)
     bar = launch.progress("test", 5 * len(names), unit="row")
@@ -575,7 +584,9 @@ def final_scores(
         add(
             "random_real",
             model,
-            _random_real(config, setting, module, score, recipe),
+            random_real(
+                config, setting, module, score, recipe, config.iadd.ipc
+            ),
         )
         bar.update()
         add(
@@ -587,7 +598,7 @@ def final_scores(
         add(
             "full_data",
             model,
-            _full_data(config, setting, model, module, score, teachers_dir),
+            full_data(config, setting, model, module, score, teachers_dir),
         )
         bar.update()
         add(
@@ -601,7 +612,19 @@ def final_scores(
     return rows
 
 
-def _as_json(result: evaluate.EvalResult) -> dict[str, object]:
+def whole_as_json(result: evaluate.EvalResult) -> dict[str, object]:
+    """A result with balanced accuracy and recalls, for eval.json."""
+    return as_json(result) | {
+        "balanced_accuracy": as_json(evaluate.balanced(result)),
+        "recall": [
+            None if np.isnan(recall) else recall
+            for recall in result.recall.mean(0).tolist()
+        ],
+    }
+
+
+def as_json(result: evaluate.EvalResult) -> dict[str, object]:
+    """A result as JSON holds it."""
     return {
         "mean": result.mean,
         "std": result.std,
@@ -610,7 +633,7 @@ def _as_json(result: evaluate.EvalResult) -> dict[str, object]:
     }
 
 
-def _full_data(config, setting, model, module, score, folder):
+def full_data(config, setting, model, module, score, folder):
     """Networks trained on all training images, as the teachers are.
 
     They do not depend on what is distilled: a file beside the teachers shares
@@ -665,7 +688,7 @@ def _full_data(config, setting, model, module, score, folder):
     return result
 
 
-def _random_real(config, setting, module, score, recipe):
+def random_real(config, setting, module, score, recipe, ipc):
     """As many real images; each network draws its own."""
     train = setting.splits.train
     key = jax.random.fold_in(jax.random.key(config.seed), _RANDOM_REAL)
@@ -673,7 +696,7 @@ def _random_real(config, setting, module, score, recipe):
     for network in range(config.evaluate.networks):
         draw = jax.random.fold_in(key, network)
         chosen = sources.per_class_indices(
-            draw, train.labels, setting.num_classes, config.iadd.ipc
+            draw, train.labels, setting.num_classes, ipc
         )
         result = score(
             draw,

@@ -32,6 +32,11 @@ _WORKDIR = flags.DEFINE_string(
 _TEACHERS = flags.DEFINE_string(
     "teachers", "runs/teachers", "shared teachers; runs/teachers by default"
 )
+_GENERATORS = flags.DEFINE_string(
+    "generators",
+    "runs/generators",
+    "shared pre-trained generators; runs/generators by default",
+)
 _DATA = flags.DEFINE_string(
     "data", "runs/data", "shared prepared images; runs/data by default"
 )
@@ -43,10 +48,12 @@ class Shared(NamedTuple):
     Attributes:
       teachers: one folder in it for each kind of teachers.
       data: one folder in it for each prepared data set.
+      generators: one folder in it for each pre-trained generator.
     """
 
     teachers: Path
     data: Path
+    generators: Path
 
 
 def main(run: Callable[..., None], description: str) -> None:
@@ -65,7 +72,8 @@ def main(run: Callable[..., None], description: str) -> None:
         config, name = _parse(sys.argv)
         script = Path(sys.argv[0]).stem
         workdir = Path(_WORKDIR.value or f"runs/{script}-{name}")
-        run(config, workdir, Shared(Path(_TEACHERS.value), Path(_DATA.value)))
+        folders = (_TEACHERS.value, _DATA.value, _GENERATORS.value)
+        run(config, workdir, Shared(*map(Path, folders)))
     except InputError as error:
         _refuse(str(error))
     except OSError as error:
@@ -85,7 +93,8 @@ def main(run: Callable[..., None], description: str) -> None:
         ):
             _refuse(
                 f"cannot use {error.filename}: {error.strerror}; name "
-                "another folder with --workdir, --teachers or --data"
+                "another folder with --workdir, --teachers, --data or "
+                "--generators"
             )
         raise
     except KeyboardInterrupt:
@@ -187,6 +196,7 @@ def _help(description: str) -> str:
         f"  --workdir=FOLDER       {FLAGS['workdir'].help}",
         f"  --teachers=FOLDER      {FLAGS['teachers'].help}",
         f"  --data=FOLDER          {FLAGS['data'].help}",
+        f"  --generators=FOLDER    {FLAGS['generators'].help}",
         "  --config.FIELD=VALUE   overrides a field of the config, after "
         "--config",
         "",

@@ -19,6 +19,7 @@ from ddjax.data.rows import Rows
 from ddjax.types import InputError
 
 __all__ = [
+    "ByClass",
     "Dataset",
     "Splits",
     "fingerprint",
@@ -143,6 +144,41 @@ def per_class_indices(
         )
         chosen.append(members[np.asarray(order)[:count]])
     return np.concatenate(chosen)
+
+
+class ByClass:
+    """Random images of the classes that are asked for."""
+
+    def __init__(self, labels: np.ndarray, num_classes: int):
+        """Sorts the images by class.
+
+        Args:
+          labels: [n] integers in 0..k-1.
+          num_classes: k.
+
+        Raises:
+          InputError: a class has no image.
+        """
+        self.num_classes = num_classes
+        self._order = np.argsort(labels, kind="stable")
+        self._count = np.bincount(labels, minlength=num_classes)
+        self._first = np.cumsum(self._count) - self._count
+        if not self._count.all():
+            raise InputError(
+                f"class {int(np.argmin(self._count))} has no training images: "
+                "remove it with data.classes"
+            )
+
+    def draw(self, key: jax.Array, labels: np.ndarray) -> np.ndarray:
+        """Indices of random images, with replacement, one of each label."""
+        share = np.asarray(_uniform(key, labels.size), np.float64)
+        at = share.reshape(labels.shape) * self._count[labels]
+        return self._order[self._first[labels] + at.astype(np.int64)]
+
+
+_uniform = jax.jit(
+    lambda key, count: jax.random.uniform(key, (count,)), static_argnums=1
+)
 
 
 def split_held_out(
