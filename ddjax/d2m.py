@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
@@ -82,9 +83,7 @@ class Settings(NamedTuple):
                     f"d2m.{name} must be positive, not {getattr(self, name)}"
                 )
         if not self.power >= 1:
-            raise InputError(
-                f"d2m.power must be at least 1, not {self.power}"
-            )
+            raise InputError(f"d2m.power must be at least 1, not {self.power}")
         if not 0 <= self.average < 1:
             raise InputError(
                 f"d2m.average must lie in 0..1 and below 1, not {self.average}"
@@ -167,7 +166,7 @@ def generate(
     gen_apply: Callable[..., Any],
     gen_params: Params,
     key: Key[Array, ""],
-    labels: Int[Array, " n"],
+    labels: Int[Array | np.ndarray, " n"],
     *,
     noise_size: int | None = None,
 ) -> Float[Array, "n h w c"]:
@@ -196,7 +195,7 @@ def generate(
         )
     count = labels.shape[0]
     noise = jax.random.normal(key, (count * size,)).reshape(count, size)
-    return gen_apply(gen_params, noise, labels)
+    return gen_apply(gen_params, noise, jnp.asarray(labels))
 
 
 def distill_loss(

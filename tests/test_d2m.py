@@ -1,0 +1,267 @@
+"""D2M: the loss by hand, updates, devices, images, and refusals."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddjax import artifact, d2m, losses, models, parallel, training
+from ddjax.augment import augment
+from ddjax.data import preprocess
+from ddjax.models import biggan
+from ddjax.types import InputError
+
+MODULE = biggan.Generator(
+    num_classes=3, size=8, channels=1, width=2, noise=4, form=biggan.FOLDED
+)
+APPLY = biggan.GenApply(MODULE)
+NETWORK = models.build("convnet", num_classes=3, width=4, depth=2)
+SCALE = preprocess.Standardiser(jnp.array([0.4]), jnp.array([0.3]))
+SETTINGS = d2m.Settings(rate=1e-3, average=0.9, augment=("crop", "scale"))
+CALL = dict(
+    gen_apply=APPLY,
+    apply_fn=training.apply_fn_of(NETWORK),
+    preprocessing=SCALE,
+)
+
+
+@pytest.fixture(scope="module")
+def gen_params():
+    params = jax.jit(
+        lambda key: MODULE.init(
+            key, jnp.zeros((1, 4)), jnp.zeros(1, jnp.int32)
+        )["params"]
+    )(jax.random.key(0))
+    rng = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape).astype("f"),
+        params,
+    )
+
+
+@pytest.fixture(scope="module")
+def groups():
+    """Four batches of six images, each with a network of its own."""
+    rng = np.random.default_rng(0)
+    networks = [
+        models.init_params(NETWORK, jax.random.key(seed), (8, 8, 1))
+        for seed in range(4)
+    ]
+    return d2m.Group(
+        jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks),
+        jnp.asarray(rng.integers(0, 256, (4, 6, 8, 8, 1)), jnp.uint8),
+        jnp.tile(jnp.repeat(jnp.arange(3), 2), (4, 1)),
+    )
+
+
+def first(groups):
+    return jax.tree.map(lambda leaf: leaf[0], groups)
+
+
+def updater(settings=SETTINGS, **kwargs):
+    return functools.partial(d2m.update, settings=settings, **CALL, **kwargs)
+
+
+def close(ours, theirs, atol=1e-6):
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=atol), ours, theirs
+    )
+
+
+def test_loss_is_the_sum_of_its_terms(gen_params, groups):
+    group, key = first(groups), jax.random.key(5)
+    loss, terms = jax.jit(
+        lambda params: d2m.distill_loss(
+            params, group, key, settings=SETTINGS, **CALL
+        )
+    )(gen_params)
+    noise_key, augment_key = jax.random.split(key)
+    fake = d2m.generate(APPLY, gen_params, noise_key, group.labels)
+
+    def seen(pixels):
+        inputs = augment(augment_key, (pixels - 0.4) / 0.3, SETTINGS.augment)
+        return NETWORK.apply({"params": group.network}, inputs)
+
+    (real_logits, real), (fake_logits, made) = (
+        seen(jnp.asarray(group.images) / 255.0),
+        seen(fake),
+    )
+    embedding = losses.embedding_matching_loss(
+        real, made, jax.nn.one_hot(group.labels, 3), power=4
+    )
+    prediction = losses.prediction_matching_loss(
+        real_logits, fake_logits, temperature=4.0
+    )
+    assert float(terms["embedding"]) == pytest.approx(
+        float(embedding), rel=1e-4
+    )
+    assert float(terms["prediction"]) == pytest.approx(
+        float(prediction), rel=1e-4
+    )
+    assert float(loss) == pytest.approx(
+        float(embedding + 10 * prediction), rel=1e-4
+    )
+
+
+def test_a_generator_that_repeats_the_real_images_has_no_loss(groups):
+    """Siamese: the same augmentation on both sides, or this would not be 0."""
+    group = first(groups)
+    pixels = jnp.asarray(group.images) / 255.0
+    loss, _ = d2m.distill_loss(
+        (),
+        group,
+        jax.random.key(0),
+        settings=SETTINGS,
+        **CALL | {"gen_apply": _Repeats(pixels)},
+    )
+    assert float(loss) == pytest.approx(0, abs=1e-10)
+
+
+class _Repeats:
+    noise_size = 1
+
+    def __init__(self, pixels):
+        self.pixels = pixels
+
+    def __call__(self, params, noise, labels):
+        return self.pixels
+
+
+def test_updates_lower_the_loss(gen_params, groups):
+    settings = SETTINGS._replace(augment=(), rate=5e-3)
+    state = d2m.init_state(jax.random.key(0), gen_params, settings)
+    step = jax.jit(
+        chex.assert_max_traces(lambda *args: updater(settings)(*args), n=1)
+    )
+    found = []
+    for _ in range(25):
+        state, metrics = step(state, groups)
+        found.append(float(metrics["loss"]))
+    assert np.mean(found[-5:]) < 0.8 * np.mean(found[:5])
+    assert int(state.step) == 25
+    # The average lags behind.
+    gaps = jax.tree.map(
+        lambda a, b: float(jnp.abs(a - b).max()), state.params, state.average
+    )
+    assert max(jax.tree.leaves(gaps)) > 0
+
+
+def test_devices_do_not_change_the_result(gen_params, groups):
+    state = d2m.init_state(jax.random.key(0), gen_params, SETTINGS)
+    alone, metrics = jax.jit(updater())(state, groups)
+    assert jax.local_device_count() == 4
+    spread, same = parallel.over_devices(updater())(
+        parallel.replicate(state), parallel.shard(groups)
+    )
+    assert float(metrics["loss"]) == pytest.approx(
+        float(same["loss"]), rel=1e-5
+    )
+    # Adam divides by the gradient's size: compare what it was given.
+    close(alone.opt_state[0].mu, spread.opt_state[0].mu, atol=1e-5)
+    assert int(spread.step) == 1
+
+
+@pytest.mark.parametrize("field", ["embedding", "balance"])
+def test_a_term_of_weight_zero_has_no_gradient(gen_params, groups, field):
+    other = {"embedding": "prediction", "balance": "embedding"}[field]
+    settings = SETTINGS._replace(**{field: 0.0}, augment=())
+    (loss, terms) = d2m.distill_loss(
+        gen_params,
+        first(groups),
+        jax.random.key(0),
+        settings=settings,
+        **CALL,
+    )
+    weight = settings.balance if other == "prediction" else settings.embedding
+    assert float(loss) == pytest.approx(weight * float(terms[other]))
+
+
+def test_generate_is_pure_and_jittable(gen_params):
+    labels = jnp.array([2, 0, 1, 1])
+    make = jax.jit(d2m.generate, static_argnums=0)
+    images = make(APPLY, gen_params, jax.random.key(3), labels)
+    assert images.shape == (4, 8, 8, 1)
+    close(
+        images, d2m.generate(APPLY, gen_params, jax.random.key(3), labels), 1e-5
+    )
+    other = make(APPLY, gen_params, jax.random.key(4), labels)
+    assert np.abs(other - images).max() > 1e-3
+    # The same class, other noise.
+    assert np.abs(images[2] - images[3]).max() > 1e-3
+    with pytest.raises(InputError, match="noise_size"):
+        d2m.generate(lambda *_: None, gen_params, jax.random.key(0), labels)
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        (dict(layers=("block7",)), "'block7'.*block0, block1"),
+        (dict(temperature=0.0), "temperature must be positive"),
+        (dict(temperature=float("nan")), "temperature must be positive"),
+        (dict(rate=0.0), "rate"),
+        (dict(power=0.5), "power"),
+        (dict(average=1.0), "average"),
+        (dict(balance=-1.0), "negative"),
+        (dict(balance=0.0, embedding=0.0), "nothing is matched"),
+    ],
+)
+def test_refusals(fields, words):
+    with pytest.raises(InputError, match=words):
+        d2m.Settings(**fields).check(["block0", "block1"])
+
+
+def test_a_generator_file_gives_the_same_images(gen_params, tmp_path):
+    path = tmp_path / "generator.npz"
+    kept = artifact.GeneratorArtifact(
+        APPLY, gen_params, SCALE, {"class_names": ["a", "b", "c"]}
+    )
+    artifact.save_generator(path, kept)
+    found = artifact.load_generator(path)
+    assert found.apply == APPLY
+    assert found.metadata["class_names"] == ["a", "b", "c"]
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(gen_params))
+    assert found.size_in_images == numbers / 64
+    jax.tree.map(np.testing.assert_array_equal, found.params, gen_params)
+    np.testing.assert_allclose(found.preprocessing.mean, SCALE.mean)
+
+
+@pytest.mark.parametrize("damage", ["half", "text", "shape", "names", "flip"])
+def test_a_damaged_generator_file_is_refused(gen_params, tmp_path, damage):
+    path = tmp_path / "generator.npz"
+    names = ["a", "b"] if damage == "names" else ["a", "b", "c"]
+    params = gen_params
+    if damage == "shape":
+        params = params | {"conv": {"kernel": jnp.zeros((3, 3, 1, 1))}}
+    artifact.save_generator(
+        path,
+        artifact.GeneratorArtifact(
+            APPLY, params, SCALE, {"class_names": names}
+        ),
+    )
+    raw = bytearray(path.read_bytes())
+    if damage == "half":
+        path.write_bytes(raw[: len(raw) // 2])
+    elif damage == "text":
+        path.write_text("no generator")
+    elif damage == "flip":
+        raw[len(raw) // 2] ^= 255
+        path.write_bytes(raw)
+    with pytest.raises(InputError, match="is damaged or no generator"):
+        artifact.load_generator(path)
+
+
+def test_a_missing_or_broken_generator(gen_params, tmp_path):
+    with pytest.raises(InputError, match="there is no generator"):
+        artifact.load_generator(tmp_path / "generator.npz")
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, gen_params)
+    with pytest.raises(InputError, match="not finite"):
+        artifact.save_generator(
+            tmp_path / "generator.npz",
+            artifact.GeneratorArtifact(
+                APPLY, broken, SCALE, {"class_names": ["a", "b", "c"]}
+            ),
+        )
+    assert not (tmp_path / "generator.npz").exists()
