@@ -284,6 +284,10 @@ def small(config: ml_collections.ConfigDict, ipc: int) -> None:
             "gan.generator_rate": 5e-4,
             "gan.critic_rate": 5e-4,
             "gan.average": 0.995,
+            "d2m.iterations": 250,
+            "d2m.rate": 2e-4,
+            "d2m.average": 0.99,
+            "d2m.epochs": "500,150,50",
             "log.checkpoint_every": 50,
         },
     )

@@ -36,7 +36,7 @@ def get_config():
     config.evaluate.looks = 5
     config.gan.width = 8
     config.gan.noise = 32
-    config.gan.iterations = 1000
+    config.gan.iterations = 300
     config.gan.critic_steps = 2
     config.gan.batch_size = 64
     config.gan.generator_rate = 5e-4

@@ -68,17 +68,32 @@ def main(run: Callable[..., None], description: str) -> None:
     if any(word in ("-h", "--help", "-help") for word in sys.argv[1:]):
         print(_help(description))
         sys.exit(0)
-    try:
+
+    def parsed() -> None:
         config, name = _parse(sys.argv)
         script = Path(sys.argv[0]).stem
         workdir = Path(_WORKDIR.value or f"runs/{script}-{name}")
         folders = (_TEACHERS.value, _DATA.value, _GENERATORS.value)
         run(config, workdir, Shared(*map(Path, folders)))
+
+    code = refusing(parsed)
+    if code:
+        sys.exit(code)
+
+
+def refusing(action: Callable[[], None]) -> int:
+    """Runs a script's work; the user's mistakes become one sentence.
+
+    Returns:
+      The exit code: 0 done, 2 the user's mistake, 130 interrupted.
+    """
+    try:
+        action()
     except InputError as error:
-        _refuse(str(error))
+        return _refuse(str(error))
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            _refuse(
+            return _refuse(
                 f"the disk is full ({error.filename or 'while writing'}): "
                 "free some space and run the same command, it goes on from "
                 "its last checkpoint"
@@ -91,15 +106,15 @@ def main(run: Callable[..., None], description: str) -> None:
             errno.EEXIST,
             errno.ENOENT,
         ):
-            _refuse(
+            return _refuse(
                 f"cannot use {error.filename}: {error.strerror}; name "
-                "another folder with --workdir, --teachers, --data or "
-                "--generators"
+                "another folder in its place"
             )
         raise
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        return 130
+    return 0
 
 
 def progress(what: str, total: int, *, unit: str, initial: int = 0) -> tqdm:
@@ -114,9 +129,9 @@ def progress(what: str, total: int, *, unit: str, initial: int = 0) -> tqdm:
     )
 
 
-def _refuse(sentence: str) -> None:
+def _refuse(sentence: str) -> int:
     print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
-    sys.exit(2)
+    return 2
 
 
 def _parse(argv: list[str]) -> tuple[Any, str]:

@@ -1,0 +1,226 @@
+"""Does D2M gain, and by what: the generator against itself before distillation.
+
+    python experiments/benchmarks/d2m_study.py --data=digits --out=runs/study
+    python experiments/benchmarks/d2m_study.py --data=digits --out=runs/study \
+        --variants=ablations
+    python experiments/benchmarks/d2m_study.py --data=cifar10 --out=runs/study \
+        --data_dir=FOLDER_OF_TFDS
+
+A seed is a whole run on digits: held-out images, teachers, generator and
+distillation; on CIFAR-10, where pre-training takes most of the time, seeds
+share data, teachers and generator, and differ in distillation and evaluation.
+Both sides of a difference have the same noise and the same first parameters,
+their test accuracy is the mean over ``--networks`` networks, and the interval
+is Student's t over seeds. Nothing is selected: the state after the last update
+counts. What was measured is kept in a file per seed and variant, so a study
+that was stopped goes on, and more seeds can be added; the table is printed
+from all that is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import d2m as d2m_script
+import gan as gan_script
+import jax
+import launch
+import teachers as teachers_script
+from ml_collections import ConfigDict
+
+from configs import cifar10, common, tiny
+from ddjax import artifact, d2m, evaluate, files, models, training
+from ddjax.types import Batch, InputError
+
+MAIN = {"published": {}}
+ABLATIONS = {
+    "T = 1": {"d2m.temperature": 1.0},
+    "T = 16": {"d2m.temperature": 16.0},
+    "4 of each class": {"d2m.per_class": 4},
+    "64 of each class": {"d2m.per_class": 64},
+    "balance 1": {"d2m.balance": 1.0},
+    "balance 100": {"d2m.balance": 100.0},
+    "random networks": {"d2m.networks": "random"},
+    "embedding only": {"d2m.balance": 0.0},
+    "prediction only": {"d2m.embedding": 0.0},
+}
+LONGER = {"published, longer pre-training": {"gan.iterations": 1000}}
+VARIANTS = {"main": MAIN, "ablations": ABLATIONS, "longer": LONGER}
+_EVALUATION = 300  # folded into the seed's key
+
+
+def config_of(data: str, data_dir: str) -> ConfigDict:
+    """The config that a study starts from."""
+    if data == "digits":
+        return tiny.get_config()
+    config = cifar10.get_config("ipc=10,size=small")
+    config.data.data_dir = data_dir
+    return config
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", choices=("digits", "cifar10"), required=True)
+    parser.add_argument("--data_dir", default="")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--variants", choices=VARIANTS, default="main")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first_seed", type=int, default=0)
+    parser.add_argument("--networks", type=int, default=3)
+    parser.add_argument("--ipcs", default="", help="1,10,50 or fewer")
+    parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--resnet18", type=int, default=0, metavar="EPOCHS")
+    parser.add_argument("--shared", type=Path, default=Path("runs"))
+    args = parser.parse_args()
+    sys.exit(launch.refusing(lambda: study(args)))
+
+
+def study(args):
+    """Measures what is missing, and prints the table."""
+    folder = args.out / args.data
+    folder.mkdir(parents=True, exist_ok=True)
+    shared = launch.Shared(
+        args.shared / "teachers",
+        args.shared / "data",
+        args.shared / "generators",
+    )
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        for name, fields in VARIANTS[args.variants].items():
+            config = config_of(args.data, args.data_dir)
+            common.change(config, fields)
+            one(config, args, shared, seed, folder / f"{name} {seed}.json")
+    for name in [n for group in VARIANTS.values() for n in group]:
+        report(name, sorted(folder.glob(f"{name} [0-9]*.json")))
+
+
+def one(config, args, shared, seed, path):
+    """One variant of one seed, as far as it has not been measured."""
+    rows = json.loads(path.read_text()) if path.exists() else {}
+    recipes = d2m_script.recipes_of(config)
+    asked = {
+        f"stored/{ipc}/{config.model.name}": (ipc, config.model.name, recipe)
+        for ipc, recipe in recipes.items()
+        if not args.ipcs or str(ipc) in args.ipcs.split(",")
+    }
+    if args.stream:
+        recipe = d2m_script.stream_recipe(config)
+        asked[f"stream/{config.d2m.stream_ipc}/{config.model.name}"] = (
+            0,
+            config.model.name,
+            recipe,
+        )
+    if args.resnet18:
+        recipe = recipes[10]._replace(epochs=args.resnet18)
+        asked["stored/10/resnet18"] = (10, "resnet18", recipe)
+    missing = {name: what for name, what in asked.items() if name not in rows}
+    if not missing:
+        return
+    if args.data == "digits":
+        config.seed = seed
+    setting = teachers_script.prepare(config, shared.data)
+    settings = d2m_script.settings_of(config)
+    d2m_script.check(config, setting, settings)
+    pretrained = gan_script.train(config, setting, shared)
+    found = artifact.load_generator(pretrained / "generator.npz")
+    quality = json.loads((pretrained / "quality.json").read_text())
+    draw_network = d2m_script.networks_of(config, setting, shared)
+    config.seed = seed
+    params = distilled(config, setting, settings, found, draw_network)
+    test = setting.splits.test
+    images, left = teachers_script.as_input(test.images, setting.preprocessing)
+    key = jax.random.fold_in(jax.random.key(seed), _EVALUATION)
+    for name, (ipc, model, recipe) in missing.items():
+        module = (
+            setting.module
+            if model == config.model.name
+            else models.build(model, num_classes=setting.num_classes)
+        )
+        score = functools.partial(
+            evaluate.evaluate,
+            test=Batch(images, test.labels),
+            module=module,
+            learning_rate=config.evaluate.real_learning_rate,
+            test_preprocessing=left,
+        )
+        networks = 1 if model == "resnet18" else args.networks
+        sides = {}
+        for side, p in (("before", found.params), ("after", params)):
+            if ipc:
+                result = d2m_script.stored_score(
+                    recipe, key, found, p, ipc, score, networks
+                )
+            else:
+                result = score(
+                    key,
+                    gan_script.generated_epoch(
+                        found.apply,
+                        p,
+                        setting.preprocessing,
+                        config.d2m.stream_ipc,
+                    ),
+                    recipe=recipe,
+                    num_networks=networks,
+                )
+            sides[side] = result.accuracy.tolist()
+        rows[name] = sides
+        rows["quality"] = quality
+        files.write_json(path, rows)
+        gain = [
+            100 * sum(sides[side]) / networks for side in ("before", "after")
+        ]
+        print(f"{path.stem}: {name} {gain[0]:.1f} -> {gain[1]:.1f}", flush=True)
+
+
+def distilled(config, setting, settings, found, draw_network):
+    """The average generator after the last update."""
+    state = d2m.init_state(
+        jax.random.fold_in(jax.random.key(config.seed), 0),
+        found.params,
+        settings,
+    )
+    update = jax.jit(
+        functools.partial(
+            d2m.update,
+            gen_apply=found.apply,
+            apply_fn=training.apply_fn_of(setting.module),
+            preprocessing=setting.preprocessing,
+            settings=settings,
+        )
+    )
+    draw = d2m_script.Groups(config, setting, draw_network)
+    with launch.progress("d2m", config.d2m.iterations, unit="update") as bar:
+        for step in range(config.d2m.iterations):
+            state, row = update(state, draw(step))
+            if not jax.numpy.isfinite(row["loss"]):
+                raise InputError(f"the loss of update {step} is not finite")
+            bar.update()
+    return state.average
+
+
+def report(name, paths):
+    """A line for each protocol, number of images and network."""
+    found = [json.loads(path.read_text()) for path in paths]
+    rows = [row for rows in found for row in rows if row != "quality"]
+    for row in dict.fromkeys(rows):
+        pairs = [rows[row] for rows in found if row in rows]
+        before, after = (
+            [100 * sum(pair[side]) / len(pair[side]) for pair in pairs]
+            for side in ("before", "after")
+        )
+        gain = evaluate.summarise([b - a for a, b in zip(before, after)])
+        print(
+            f"{name:32} {row:20} {sum(before) / len(pairs):5.1f} -> "
+            f"{sum(after) / len(pairs):5.1f}  gain {gain.mean:+.2f} "
+            f"({gain.mean - gain.ci95:+.2f} .. {gain.mean + gain.ci95:+.2f}), "
+            f"{len(pairs)} seeds"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Makes images with a distilled generator: any number, for any class.
+
+    python experiments/generate.py --generator=runs/d2m-tiny --ipc=50 --out=DIR
+
+Writes DIR/distilled.npz, the same self-describing file as IADD's, and
+DIR/distilled.png. The same command gives the same images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import d2m as d2m_script
+import jax
+import launch
+import numpy as np
+
+from ddjax import artifact, d2m, picture
+from ddjax.data import sources
+from ddjax.types import InputError
+
+_AT_ONCE = 1000  # images
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 after a sentence on stderr."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--generator",
+        type=Path,
+        required=True,
+        help="a run of d2m.py or gan.py, or a generator's .npz file",
+    )
+    parser.add_argument(
+        "--ipc",
+        required=True,
+        help="images per class: one number, or one for each class, joined by "
+        "commas",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="a folder")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument(
+        "--classes",
+        default="",
+        help="names or numbers joined by commas; all by default",
+    )
+    return launch.refusing(lambda: run(parser.parse_args(argv)))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Makes and writes the images.
+
+    Raises:
+      InputError: the generator, a class or a number is not there.
+    """
+    found = d2m_script.load_generator(args.generator)
+    names = found.metadata["class_names"]
+    chosen = classes_of(args.classes, names)
+    counts = d2m_script.numbers(args.ipc, "--ipc")
+    if len(counts) == 1:
+        counts *= len(chosen)
+    if len(counts) != len(chosen):
+        raise InputError(
+            f"--ipc must be one number or {len(chosen)}, one for each class, "
+            f"not {len(counts)}"
+        )
+    labels = np.repeat(np.asarray(chosen, np.int32), counts)
+    images = make(found, args.seed, labels)
+    args.out.mkdir(parents=True, exist_ok=True)
+    described = {
+        name: value
+        for name, value in found.metadata.items()
+        if name in ("class_names", "method", "model", "augmentation", "config")
+    }
+    artifact.save(
+        args.out / "distilled.npz",
+        artifact.Artifact(
+            images,
+            sources.one_hot(labels, len(names)),
+            found.metadata.get("learning_rate", 0.01),
+            found.preprocessing,
+            described | {"generator": str(args.generator), "seed": args.seed},
+        ),
+    )
+    picture.save_picture(args.out / "distilled.png", images, labels, names)
+    print(
+        f"{len(images)} images of {len(chosen)} classes: "
+        f"{args.out / 'distilled.npz'}, {args.out / 'distilled.png'}"
+    )
+
+
+def classes_of(joined: str, names: Sequence[str]) -> list[int]:
+    """Class numbers from names or numbers.
+
+    Raises:
+      InputError: one is unknown, or named twice.
+    """
+    if not joined:
+        return list(range(len(names)))
+    numbers = {str(name): number for number, name in enumerate(names)}
+    by_number = {str(number): number for number in range(len(names))}
+    chosen = []
+    for word in joined.split(","):
+        number = numbers.get(word.strip(), by_number.get(word.strip()))
+        if number is None or number in chosen:
+            what = "twice in" if number is not None else "unknown in"
+            raise InputError(
+                f"class {word.strip()!r} is {what} --classes: choose from "
+                f"{d2m_script.some(names)}, or numbers 0..{len(names) - 1}"
+            )
+        chosen.append(number)
+    return chosen
+
+
+def make(found, seed: int, labels: np.ndarray) -> np.ndarray:
+    """Images [n h w c] of the labels, a bounded number at a time."""
+    key = jax.random.key(seed)
+    parts = [
+        _make(
+            found.apply,
+            found.params,
+            jax.random.fold_in(key, begin),
+            np.pad(
+                labels[begin : begin + _AT_ONCE],
+                (0, max(0, min(_AT_ONCE, len(labels)) - (len(labels) - begin))),
+            ),
+        )
+        for begin in range(0, len(labels), _AT_ONCE)
+    ]
+    return np.concatenate([np.asarray(part) for part in parts])[: len(labels)]
+
+
+_make = jax.jit(d2m.generate, static_argnums=0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
