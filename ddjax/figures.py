@@ -19,8 +19,10 @@ from ddjax import page
 __all__ = [
     "curves",
     "differences",
+    "held_out",
     "importance_bars",
     "importance_curves",
+    "lines",
     "series",
 ]
 
@@ -104,70 +106,140 @@ def curves(
     )
     drawn = []
     for title, names in groups:
-        curves = {label: series(records, name) for name, label in names.items()}
-        curves = {label: c for label, c in curves.items() if len(c[0])}
-        if not curves:
-            continue
-        figure = Figure((_HALF, 2.6), layout="constrained")
-        axes = figure.subplots()
-        axes.set(title=title, xlabel="step")
-        alt = []
-        for color, (label, (steps, values)) in zip(
-            (_BLUE, _ORANGE), curves.items()
-        ):
-            _curve(axes, steps, values, color, label)
-            alt.append(
-                f"{label} from {_number(values[0])} at step {steps[0]} to "
-                f"{_number(values[-1])} at step {steps[-1]}"
-            )
-        positive = [v[np.isfinite(v) & (v > 0)] for _, v in curves.values()]
-        positive = np.concatenate(positive)
-        total = sum(len(values) for _, values in curves.values())
-        wide = len(positive) == total and positive.max() > 30 * positive.min()
-        if wide:
-            axes.set_yscale("log")
-            axes.yaxis.set_minor_locator(NullLocator())
-        if title == "Outer loss" and relative:
-            axes.axhline(1, color=page.INK, linewidth=0.8, linestyle=":")
-        axes.yaxis.set_major_formatter(_PLAIN)
-        _mark(axes, selected)
-        if len(curves) > 1:
-            axes.legend()
-        drawn.append(
-            page.svg(figure, f"curve{len(drawn)}", f"{title}: {'; '.join(alt)}")
+        figure = lines(
+            records,
+            f"curve{len(drawn)}",
+            title,
+            names,
+            selected=selected,
+            one=relative and title == "Outer loss",
         )
+        if figure:
+            drawn.append(figure)
+    figure = held_out(records, selected=selected, metric=metric)
+    return [*drawn, figure] if figure else drawn
+
+
+def lines(
+    records: list[dict[str, Any]],
+    name: str,
+    title: str,
+    names: Mapping[str, str],
+    *,
+    selected: int | None = None,
+    one: bool = False,
+) -> str | None:
+    """One or two metrics over the steps; None where none was logged.
+
+    Args:
+      records: lines of metrics.jsonl.
+      name: of the figure, unique in the page.
+      title: of the figure.
+      names: {metric: what it is called}.
+      selected: the step of the selected state, which is marked.
+      one: whether a value of 1 has a meaning, and is marked.
+    """
+    curves = {label: series(records, name) for name, label in names.items()}
+    curves = {label: c for label, c in curves.items() if len(c[0])}
+    if not curves:
+        return None
+    figure = Figure((_HALF, 2.6), layout="constrained")
+    axes = figure.subplots()
+    axes.set(title=title, xlabel="step")
+    alt = []
+    for color, (label, (steps, values)) in zip(
+        (_BLUE, _ORANGE), curves.items()
+    ):
+        _curve(axes, steps, values, color, label)
+        alt.append(
+            f"{label} from {_number(values[0])} at step {steps[0]} to "
+            f"{_number(values[-1])} at step {steps[-1]}"
+        )
+    positive = [v[np.isfinite(v) & (v > 0)] for _, v in curves.values()]
+    positive = np.concatenate(positive)
+    total = sum(len(values) for _, values in curves.values())
+    wide = len(positive) == total and positive.max() > 30 * positive.min()
+    if wide:
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(NullLocator())
+    if one:
+        axes.axhline(1, color=page.INK, linewidth=0.8, linestyle=":")
+    axes.yaxis.set_major_formatter(_PLAIN)
+    _mark(axes, selected)
+    if len(curves) > 1:
+        axes.legend()
+    return page.svg(figure, name, f"{title}: {'; '.join(alt)}")
+
+
+def held_out(
+    records: list[dict[str, Any]],
+    *,
+    selected: int | None,
+    metric: str,
+    before: str = "",
+) -> str | None:
+    """The score on held-out images at the looks; None where there was none.
+
+    Args:
+      records: lines of metrics.jsonl.
+      selected: the step of the selected state, which is marked.
+      metric: "accuracy" or "balanced_accuracy", by which it was selected.
+      before: what the look at step 0 is called, which is marked and cannot be
+        selected; empty where it is a look like the others.
+    """
     steps, values = series(records, f"held_out_{metric}")
-    if len(steps):
-        figure = Figure((_HALF, 2.6), layout="constrained")
-        axes = figure.subplots()
-        words = metric.replace("_", " ")
-        spread = dict(zip(*series(records, f"held_out_{metric}_std")))
+    spread = dict(zip(*series(records, f"held_out_{metric}_std")))
+    start = None
+    if before and len(steps) and steps[0] == 0:
+        start, steps, values = values[0], steps[1:], values[1:]
+    if not len(steps):
+        return None
+    figure = Figure((_HALF, 2.6), layout="constrained")
+    axes = figure.subplots()
+    name = metric.replace("_", " ")
+    axes.errorbar(
+        steps,
+        100 * values,
+        [100 * spread.get(step, 0) for step in steps],
+        color=_GREEN,
+        marker="o",
+        ms=4,
+        capsize=2,
+        elinewidth=1,
+    )
+    axes.set(
+        title=f"{name.capitalize()} on held-out training images, % "
+        "(mean ± std)",
+        xlabel="step",
+    )
+    if start is not None:
         axes.errorbar(
-            steps,
-            100 * values,
-            [100 * spread.get(step, 0) for step in steps],
-            color=_GREEN,
-            marker="o",
-            ms=4,
+            [0],
+            [100 * start],
+            [100 * spread.get(0, 0)],
+            color=_GREY,
+            marker="D",
+            ms=5,
             capsize=2,
             elinewidth=1,
+            linestyle="none",
+            label=before,
+            clip_on=False,
         )
-        axes.set(
-            title=f"{words.capitalize()} on held-out training images, % "
-            "(mean ± std)",
-            xlabel="step",
-        )
-        axes.set_xlim(left=0)
-        _mark(axes, selected)
-        best = values.argmax()
-        alt = (
-            f"Held-out {words} at {len(steps)} looks, highest "
-            f"{page.percent(values[best])} at step {steps[best]}"
-        )
-        if selected is not None:
-            alt += f"; step {selected} was selected"
-        drawn.append(page.svg(figure, "held-out", alt))
-    return drawn
+        axes.axhline(100 * start, color=_GREY, linewidth=0.9, linestyle=":")
+        axes.legend()
+    axes.set_xlim(left=0)
+    _mark(axes, selected)
+    best = values.argmax()
+    alt = (
+        f"Held-out {name} at {len(steps)} looks, highest "
+        f"{page.percent(values[best])} at step {steps[best]}"
+    )
+    if start is not None:
+        alt += f"; {page.percent(start)} at step 0, {before}"
+    if selected is not None:
+        alt += f"; step {selected} was selected"
+    return page.svg(figure, "held-out", alt)
 
 
 def _mark(axes: Any, selected: int | None) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "INK",
     "Html",
     "document",
+    "duration",
     "figure",
     "file_size",
     "image",
@@ -263,3 +264,12 @@ def file_size(count: int) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them."""
+    if seconds < 90:
+        return f"{seconds:.0f}\N{NO-BREAK SPACE}s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f}\N{NO-BREAK SPACE}min"
+    return f"{seconds / 3600:.1f}\N{NO-BREAK SPACE}h"

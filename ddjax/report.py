@@ -20,87 +20,29 @@ import html
 import json
 import math
 import shlex
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ddjax import figures, page
+from ddjax import figures, page, reading, run_page
 from ddjax.files import atomic_write
 from ddjax.picture import picture
 from ddjax.types import InputError
 
 __all__ = ["write_report"]
 
-# Reading artefacts ----------------------------------------------------------
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} should hold one JSON object")
-    return content
-
-
-def _read_npz(path: Path, *required: str) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is not a whole npz file: {error}") from error
-    for name in required:
-        if name not in arrays:
-            raise InputError(f"{path} has no array named {name}")
-    return arrays
-
-
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; [] where there is none."""
-    if not path.exists():
-        return []
-    records = []
-    lines = path.read_text("utf-8").splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line) if line.strip() else {}
-        except ValueError as error:
-            if number == len(lines):  # the run was stopped while writing it
-                break
-            raise InputError(
-                f"{path}, line {number}, is not JSON: {error}"
-            ) from error
-        if "step" in record:
-            records.append(record)
-    return records
-
 
 def _require(workdir: Path) -> None:
-    if not workdir.is_dir():
-        raise InputError(
-            f"there is no run folder {workdir}; name the --workdir of a run"
-        )
     where = f"--workdir={shlex.quote(str(workdir))}"
     distil = f"python experiments/iadd.py --config=configs/tiny.py {where}"
     if (workdir / "config.json").exists():
-        config = _read_json(workdir / "config.json")
+        config = reading.read_json(workdir / "config.json")
         distil = str(config.get("command", distil))
-    for name, command in {
-        "config.json": distil,
-        "distilled.npz": distil,
-        "eval.json": distil,
-    }.items():
-        if not (workdir / name).exists():
-            raise InputError(
-                f"{workdir / name} is missing; make it with: {command}"
-            )
+    needed = ("config.json", "distilled.npz", "eval.json")
+    reading.require(workdir, dict.fromkeys(needed, distil))
 
-
-# The page -------------------------------------------------------------------
 
 _ROWS = {
     "distilled": "Distilled images, state selected on held-out images",
@@ -109,6 +51,11 @@ _ROWS = {
     "random_real": "As many real images, picked at random",
     "full_data": "All training data",
     "best_of_looks": "Highest test mean of all looks",
+}
+_RECALLS = {
+    "distilled": "Distilled",
+    "random_real": "Random real",
+    "full_data": "All data",
 }
 _FILES = {
     "config.json": "configuration, command, versions and device of the run",
@@ -141,15 +88,17 @@ def write_report(workdir: Path) -> Path:
     """
     workdir = Path(workdir)
     _require(workdir)
-    config = _read_json(workdir / "config.json")
-    scores = _read_json(workdir / "eval.json")
-    data = _read_npz(workdir / "distilled.npz", "images", "labels", "metadata")
-    records = _read_metrics(workdir / "metrics.jsonl")
+    config = reading.read_json(workdir / "config.json")
+    scores = reading.read_json(workdir / "eval.json")
+    data = reading.read_npz(
+        workdir / "distilled.npz", "images", "labels", "metadata"
+    )
+    records = reading.read_metrics(workdir / "metrics.jsonl")
     metadata = json.loads(str(data["metadata"]))
-    metric = _metric(config, metadata)
+    metric = run_page.metric_of(config, metadata)
     difference = {}
     if (workdir / "difference.npz").exists():
-        difference = _read_npz(workdir / "difference.npz")
+        difference = reading.read_npz(workdir / "difference.npz")
 
     with page.style():
         sections = [
@@ -162,7 +111,7 @@ def write_report(workdir: Path) -> Path:
     sections += [
         _files_section(workdir),
         _commands_section(workdir, config),
-        _config_section(config),
+        run_page.config_section(config),
     ]
     text = page.document(
         f"Distillation report: {workdir.resolve().name}",
@@ -184,36 +133,6 @@ def _part(arrays: Mapping[str, np.ndarray], prefix: str):
     }
 
 
-def _score(result: Mapping[str, Any]) -> str:
-    """Mean, with its interval where there is more than one network."""
-    text = f"{100 * result['mean']:.1f}"
-    if len(result.get("accuracies", ())) != 1 and "ci95" in result:
-        text += f" ± {100 * result['ci95']:.1f}"
-    return text + "%"
-
-
-def _main_score(
-    scores: Mapping[str, Any], row: str, metadata: Mapping[str, Any]
-) -> tuple[str, dict[str, Any]] | None:
-    """(network, result) of the network that distilled, or else the first."""
-    results = scores.get(row)
-    if not results:
-        return None
-    model = metadata.get("model")
-    name = model.get("name") if isinstance(model, dict) else model
-    name = name if name in results else next(iter(results))
-    return name, results[name]
-
-
-def _metric(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
-    """What states were selected by; where no config says, by accuracy."""
-    for source in (config, metadata):
-        values = dict(_flatten(source.get("config") or {}))
-        if "evaluate.metric" in values:
-            return values["evaluate.metric"]
-    return "accuracy"
-
-
 def _summary(
     config: Mapping[str, Any],
     scores: Mapping[str, Any],
@@ -229,7 +148,7 @@ def _summary(
     text = f"<strong>{n} distilled images</strong> ({each}{k} classes, "
     text += f"{height} &times; {width} &times; {channels})"
     found = {
-        row: _main_score(scores, row, metadata)
+        row: run_page.main_score(scores, row, metadata)
         for row in ("distilled", "random_real", "full_data")
     }
     found = {row: score for row, score in found.items() if score}
@@ -245,7 +164,7 @@ def _summary(
         text += (
             f" train a fresh {html.escape(str(name))} to "
             f"{'a balanced accuracy of ' if balanced else ''}<strong>"
-            f"{_score(result)}</strong> on the test set"
+            f"{run_page.score(result)}</strong> on the test set"
         )
         if count > 1:
             text += f" (mean and 95% interval over {count} networks)"
@@ -255,7 +174,9 @@ def _summary(
         ("full_data", "All training data reaches"),
     ):
         if row in found:
-            text += f" {phrase} <strong>{_score(found[row][1])}</strong>."
+            text += (
+                f" {phrase} <strong>{run_page.score(found[row][1])}</strong>."
+            )
     _, seconds = figures.series(records, "seconds")
     last = max((int(record["step"]) for record in records), default=None)
     method = html.escape(str(metadata.get("method", "")).upper())
@@ -264,28 +185,17 @@ def _summary(
         if len(seconds):
             # Resumed runs repeat lines, sparse ones lack some: the mean of
             # what is there, for as many steps as there were.
-            text += f", about {_duration(float(seconds.mean()) * last)}"
+            text += f", about {page.duration(float(seconds.mean()) * last)}"
         device = config.get("device")
         text += f", on {html.escape(str(device))}." if device else "."
     if metadata.get("selected_step") is not None:
+        by = html.escape(run_page.words(metric))
         text += (
             f" The state of step {html.escape(str(metadata['selected_step']))}"
-            f" was selected by its {html.escape(_words(metric))} on held-out "
-            "training images; the test set played no part in it."
+            f" was selected by its {by} on held-out training images; the test "
+            "set played no part in it."
         )
     return text
-
-
-def _words(metric: str) -> str:
-    return metric.replace("_", " ")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f}\N{NO-BREAK SPACE}s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f}\N{NO-BREAK SPACE}min"
-    return f"{seconds / 3600:.1f}\N{NO-BREAK SPACE}h"
 
 
 _TILES = 400  # in each of the page's two pictures
@@ -300,7 +210,7 @@ def _pictures_section(
     shown = {"Distilled": images}
     path = workdir / "initial.npz"
     if path.exists():
-        initial = _read_npz(path, "images", "labels")
+        initial = reading.read_npz(path, "images", "labels")
         if initial["images"].shape != images.shape:
             raise InputError(
                 f"{path} holds images of shape {initial['images'].shape}, "
@@ -353,7 +263,7 @@ def _results_section(
     scores: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> str:
     rows, biased = [], []
-    balanced = _is_unbalanced(scores)
+    balanced = run_page.is_unbalanced(scores)
     order = [name for name in _ROWS if name != "best_of_looks"]
     order += [name for name in scores if name not in _ROWS]
     order += ["best_of_looks"]
@@ -377,8 +287,8 @@ def _results_section(
                 [
                     label,
                     model,
-                    _score(result),
-                    *([_balanced_score(result)] if balanced else []),
+                    run_page.score(result),
+                    *([run_page.balanced_score(result)] if balanced else []),
                     f"{100 * std:.1f}" if std is not None and count > 1 else "",
                     str(count or ""),
                 ]
@@ -408,110 +318,8 @@ def _results_section(
         "Results",
         page.table(head, rows, numbers=range(2, len(head)), biased=biased),
         note + "</p>",
-        *_recall(scores, metadata),
+        *run_page.recall_tables(scores, metadata, _RECALLS),
     )
-
-
-def _results(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The results of all rows and networks."""
-    return [
-        result
-        for results in scores.values()
-        if isinstance(results, dict)
-        for result in results.values()
-        if isinstance(result, dict) and "mean" in result
-    ]
-
-
-def _is_unbalanced(scores: Mapping[str, Any]) -> bool:
-    """Whether the balanced accuracy says anything that accuracy does not."""
-    return any(
-        abs(result["balanced_accuracy"]["mean"] - result["mean"]) > 0.0005
-        for result in _results(scores)
-        if "balanced_accuracy" in result
-    )
-
-
-def _balanced_score(result: Mapping[str, Any]) -> str:
-    balanced = result.get("balanced_accuracy")
-    return _score(balanced) if balanced else ""
-
-
-_MOST = 20  # classes in a table of all of them
-
-
-def _recall(
-    scores: Mapping[str, Any], metadata: Mapping[str, Any]
-) -> list[str]:
-    """Recall by class of the network that distilled, as HTML; of many
-    classes, the worst and the best."""
-    columns, network = {}, ""
-    for row, title in (
-        ("distilled", "Distilled"),
-        ("random_real", "Random real"),
-        ("full_data", "All data"),
-    ):
-        found = _main_score(scores, row, metadata)
-        if found is None or not found[1].get("recall"):
-            continue
-        network = network or found[0]
-        if found[0] == network:
-            columns[title] = found[1]["recall"]
-    if not columns:
-        return []
-    main = next(iter(columns.values()))
-    names = metadata.get("class_names") or []
-
-    def table(classes):
-        return page.table(
-            ["Class", *columns],
-            [
-                [
-                    str(names[i]) if i < len(names) else str(i),
-                    *(_known(recall, i) for recall in columns.values()),
-                ]
-                for i in classes
-            ],
-            numbers=range(1, 1 + len(columns)),
-        )
-
-    tested = [i for i, value in enumerate(main) if value is not None]
-    note = (
-        f"The share of a class's test images that a {network} gets right, "
-        "mean over networks."
-    )
-    if len(main) <= _MOST:
-        body = table(range(len(main)))
-        if len(tested) < len(main):
-            note += " A dash: the test set has no image of the class."
-    elif len(tested) <= _MOST:
-        body = table(tested)
-        note += (
-            f" The test set has no image of the other "
-            f"{len(main) - len(tested)} classes."
-        )
-    else:
-        order = sorted(tested, key=lambda i: main[i])
-        half = _MOST // 2
-        note += (
-            f" Of {len(tested)} classes, the {half} worst and the {half} best "
-            f"by the column {next(iter(columns))}."
-        )
-        body = (
-            f'<div class="pair"><div><h4>Worst</h4>{table(order[:half])}'
-            f"</div><div><h4>Best</h4>{table(order[: -half - 1 : -1])}</div>"
-            "</div>"
-        )
-    return [
-        "<h3>Recall by class</h3>",
-        body,
-        f'<p class="note">{html.escape(note)}</p>',
-    ]
-
-
-def _known(recall: Sequence[Any], label: int) -> str:
-    value = recall[label] if label < len(recall) else None
-    return "\N{EN DASH}" if value is None else page.percent(value)
 
 
 def _curves_section(
@@ -597,17 +405,10 @@ def _difference_section(difference: Mapping[str, np.ndarray]) -> str:
 
 
 def _files_section(workdir: Path) -> str:
-    rows = []
-    for name, what in _FILES.items():
-        path = workdir / name
-        if path.is_dir():
-            rows.append([f"{name}/", "", what])
-        elif path.exists():
-            rows.append([name, page.file_size(path.stat().st_size), what])
     return page.section(
         "files",
         "Files",
-        page.table(("File", "Size", "What it is"), rows, numbers=(1,)),
+        run_page.file_table(workdir, _FILES),
         "<p>The distilled data opens with NumPy alone:</p>",
         f"<pre>{html.escape(_OPENING)}</pre>",
     )
@@ -632,27 +433,3 @@ def _commands_section(workdir: Path, config: Mapping[str, Any]) -> str:
         "<p>The run, its evaluation alone, and this page alone:</p>",
         f"<pre>{html.escape(text)}</pre>",
     )
-
-
-def _flatten(value: Any, name: str = "") -> list[list[str]]:
-    if isinstance(value, dict) and value:
-        return [
-            row
-            for key, inner in value.items()
-            for row in _flatten(inner, f"{name}.{key}" if name else str(key))
-        ]
-    text = value if isinstance(value, str) else json.dumps(value)
-    return [[name, text]]
-
-
-def _config_section(config: Mapping[str, Any]) -> str:
-    versions = config.get("versions") or {}
-    body = [
-        '<div class="columns">',
-        page.table(("Field", "Value"), _flatten(config.get("config") or {})),
-        "</div>",
-    ]
-    if versions:
-        rows = [[name, str(version)] for name, version in versions.items()]
-        body += ["<h3>Versions</h3>", page.table(("Package", "Version"), rows)]
-    return page.section("config", "Configuration", *body)
