@@ -217,18 +217,18 @@ def held_out(
             [0],
             [100 * start],
             [100 * spread.get(0, 0)],
-            color=_GREY,
+            color=_ORANGE,
             marker="D",
             ms=5,
             capsize=2,
             elinewidth=1,
             linestyle="none",
             label=before,
-            clip_on=False,
         )
-        axes.axhline(100 * start, color=_GREY, linewidth=0.9, linestyle=":")
+        axes.axhline(100 * start, color=_ORANGE, linewidth=0.9, linestyle=":")
         axes.legend()
-    axes.set_xlim(left=0)
+    # The look at step 0 stands clear of the axis.
+    axes.set_xlim(left=0 if start is None else -0.03 * steps[-1])
     _mark(axes, selected)
     best = values.argmax()
     alt = (

@@ -28,6 +28,7 @@ def picture(
     class_names: Sequence[str],
     *,
     scale: int | None = None,
+    across: int | None = None,
 ) -> Image.Image:
     """Images as a grid of tiles, with class names.
 
@@ -45,6 +46,7 @@ def picture(
         class), less where the whole would be very large; where it is too
         large at scale 1, the first images of each class, and a line saying
         so.
+      across: classes to a band instead of ten or twenty.
 
     Returns:
       An RGB picture.
@@ -71,7 +73,7 @@ def picture(
         column_pixels = len(columns) * height * width * scale**2
         rows = max(1, min(rows, _LARGEST // column_pixels))
     tile_w, tile_h = scale * width, scale * height
-    across = min(len(columns), 10 if tile_w >= 48 else 20)
+    across = min(len(columns), across or (10 if tile_w >= 48 else 20))
     bands = math.ceil(len(columns) / across)
     font = _font(max(10, min(15, tile_w // 6)))
     line = math.ceil(1.5 * font.size)

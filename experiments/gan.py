@@ -31,6 +31,7 @@ from ddjax import (
     evaluate,
     files,
     gan,
+    generator_report,
     metrics,
     parallel,
     training,
@@ -436,6 +437,8 @@ def _conclude(config, setting, networks, folder, shared, state, shaped_by):
         quality(config, setting, shared, apply, params)
         | {"size_in_images": found.size_in_images},
     )
+    # Last: the page is the sign that the folder is finished.
+    generator_report.write_gan_report(folder)
 
 
 if __name__ == "__main__":

@@ -2,19 +2,29 @@
 
     python experiments/report.py --workdir=runs/iadd-tiny
 
-Prints the path of the page. Needs config.json, distilled.npz and eval.json in
-the folder; other artefacts add their section.
+Prints the path of the page. What is in the folder decides which page it is: of
+a run of IADD or D2M, or of a pre-training. ddjax/report.py and
+ddjax/generator_report.py list the artefacts that each needs.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ddjax import report
+from ddjax import generator_report, report
 from ddjax.types import InputError
+
+
+def writer_of(folder: Path) -> Callable[[Path], Path]:
+    """What writes the page of such a folder."""
+    if (folder / "generator").is_dir():
+        return generator_report.write_d2m_report
+    if (folder / "generator.npz").exists():
+        return generator_report.write_gan_report
+    return report.write_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,11 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Writes report.html of a run folder.", allow_abbrev=False
     )
     parser.add_argument(
-        "--workdir", type=Path, required=True, help="folder of a run"
+        "--workdir",
+        type=Path,
+        required=True,
+        help="folder of a run or of a pre-training",
     )
     args = parser.parse_args(argv)
     try:
-        print(report.write_report(args.workdir))
+        print(writer_of(args.workdir)(args.workdir))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -109,3 +109,11 @@ def test_save_picture_is_that_picture(tmp_path):
         assert saved.format == "PNG"
         assert np.array_equal(np.asarray(saved), np.asarray(expected))
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_classes_to_a_band():
+    labels = np.arange(4)
+    narrow = picture.picture(flat(4), labels, [], across=2)
+    wide = picture.picture(flat(4), labels, [])
+    assert narrow.width < 0.6 * wide.width
+    assert narrow.height > 1.8 * wide.height
