@@ -198,11 +198,11 @@ def _summary(
 ) -> str:
     """The run in a paragraph, as HTML."""
     rows, metadata = _rows_of(scores, "stored", ipc), found.metadata
-    texts = {
+    pairs = {
         row: run_page.main_score(rows, row, metadata)
         for row in ("distilled", "pretrained", "random_real", "full_data")
     }
-    results = {row: pair for row, pair in texts.items() if pair}
+    results = {row: pair for row, pair in pairs.items() if pair}
     # All figures of a paragraph are of one kind.
     balanced = metric == "balanced_accuracy" and all(
         metric in result for _, result in results.values()
@@ -216,8 +216,8 @@ def _summary(
     score = _measured(result, kind)
     count = len(score.get("accuracies", ()))
     text += (
-        f"{_images(ipc)} per class that it makes, stored, train a fresh "
-        f"{html.escape(network)} to "
+        f"With {_images(ipc)} per class from it, stored, a fresh "
+        f"{html.escape(network)} reaches "
         f"{'a balanced accuracy of ' if balanced else ''}<strong>"
         f"{run_page.score(score)}</strong> on the test set"
     )
@@ -240,17 +240,17 @@ def _summary(
             shown = run_page.score(_measured(results[row][1], kind))
             text += f" {phrase} <strong>{shown}</strong>."
     if metadata.get("selected_step") is not None:
+        by = html.escape(run_page.words(metric))
         text += (
             f" The state of step {html.escape(str(metadata['selected_step']))}"
-            f" was selected by the {html.escape(run_page.words(metric))} that "
-            f"{_images(ipc)} per class give on held-out training images; the "
-            "test set played no part in it."
+            f" was selected by its {by} with {_images(ipc)} per class on "
+            "held-out training images; the test set played no part in it."
         )
         looks = dict(zip(*figures.series(records, f"held_out_{metric}")))
         if {0, metadata["selected_step"]} <= looks.keys():
             after = page.percent(looks[metadata["selected_step"]])
             text += (
-                f" There it was at {after}, before distillation at "
+                f" There it reached {after}, before distillation "
                 f"{page.percent(looks[0])}."
             )
     return text

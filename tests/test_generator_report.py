@@ -360,15 +360,15 @@ def test_summary_is_of_the_middle_number_of_images(text):
     words = summary(text)
     for part in (
         "by D2M in 40 steps, about 80 s, on cpu &lt;2&gt;.",
-        "10 images per class that it makes, stored, train a fresh convnet to "
+        "With 10 images per class from it, stored, a fresh convnet reaches "
         "70.0 ± 49.7% on the test set (mean and 95% interval over 3 networks)",
         "images of the same noise reach 60.0 ± 24.8%; the gain is "
         "+10.0 ± 24.8 points.",
         "picked at random reach 55.0 ± 0.0%.",
         "All training data reaches 98.0 ± 2.5%.",
-        "The state of step 20 was selected by the accuracy that 10 images",
-        "the test set played no part in it. There it was at 72.0%, before "
-        "distillation at 61.0%.",
+        "The state of step 20 was selected by its accuracy with 10 images",
+        "the test set played no part in it. There it reached 72.0%, before "
+        "distillation 61.0%.",
     ):
         assert part in words
 
@@ -484,8 +484,8 @@ def test_balanced_accuracy_where_it_differs(run):
     config["config"]["evaluate.metric"] = "balanced_accuracy"
     (run / "config.json").write_text(json.dumps(config))
     words = page(run)
-    assert "to a balanced accuracy of 40.0 ± 49.7% on" in summary(words)
-    assert "by the balanced accuracy that 10 images" in summary(words)
+    assert "reaches a balanced accuracy of 40.0 ± 49.7% on" in summary(words)
+    assert "by its balanced accuracy with 10 images" in summary(words)
     assert cells(tables(section(words, "results"))[0])[2][2] == "40.0 ± 49.7%"
 
 
