@@ -28,6 +28,7 @@ def of_images(path, ipc, size):
     config.data.data_dir = path
     config.data.size = 64
     config.model.depth = 4
+    common.biggan(config, 64)
     common.published(
         config,
         ipc,

@@ -21,6 +21,8 @@ def get_config(argument=""):
     config.data.source = "imagenet"
     config.data.size = 128
     config.model.depth = 5
+    common.biggan(config, 128)
+    config.d2m.classes = 32
     common.published(
         config,
         ipc,
@@ -37,4 +39,6 @@ def get_config(argument=""):
         config.data.per_class = 50
         config.iadd.batch_size = 100
         config.evaluate.epochs = 20
+        config.d2m.ipcs = "1,10"
+        config.d2m.epochs = "20"
     return config

@@ -35,6 +35,7 @@ def get_config(argument=""):
     config.data.classes = ",".join(wordnet)
     config.data.class_names = ",".join(names)
     config.model.depth = 5
+    common.biggan(config, 128)
     common.published(
         config,
         ipc,

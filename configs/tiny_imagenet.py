@@ -28,6 +28,7 @@ def get_config(argument=""):
     config = common.base()
     config.data.source = "tiny_imagenet"
     config.model.depth = 4
+    common.biggan(config, 64)
     common.published(
         config,
         ipc,

@@ -169,10 +169,11 @@ def generate(
     labels: Int[Array | np.ndarray, " n"],
     *,
     noise_size: int | None = None,
+    at_once: int | None = None,
 ) -> Float[Array, "n h w c"]:
     """New images of the classes that are asked for.
 
-    Pure; works under jit with ``gen_apply`` static.
+    Pure; works under jit with ``gen_apply`` and the keywords static.
 
     Args:
       gen_apply: (params, noise[n d], labels[n]) -> images[n h w c], such as
@@ -181,6 +182,7 @@ def generate(
       key: decides the noise, which is standard normal.
       labels: [n] classes.
       noise_size: d; ``gen_apply.noise_size`` where it has one.
+      at_once: images in memory with all their features at a time; None: all.
 
     Returns:
       [n h w c] pixels in 0..1.
@@ -195,7 +197,19 @@ def generate(
         )
     count = labels.shape[0]
     noise = jax.random.normal(key, (count * size,)).reshape(count, size)
-    return gen_apply(gen_params, noise, jnp.asarray(labels))
+    labels = jnp.asarray(labels)
+    if at_once is None or count <= at_once:
+        return gen_apply(gen_params, noise, labels)
+    parts = -(-count // at_once)
+    extra = (0, parts * at_once - count)
+    images = jax.lax.map(
+        lambda part: gen_apply(gen_params, *part),
+        (
+            jnp.pad(noise, (extra, (0, 0))).reshape(parts, at_once, size),
+            jnp.pad(labels, extra).reshape(parts, at_once),
+        ),
+    )
+    return images.reshape(-1, *images.shape[2:])[:count]
 
 
 def distill_loss(

@@ -380,7 +380,7 @@ def balanced_labels(num_classes: int, ipc: int) -> np.ndarray:
     return np.repeat(np.arange(num_classes, dtype=np.int32), ipc)
 
 
-_make = jax.jit(d2m.generate, static_argnums=0)
+make = jax.jit(gan_script.make, static_argnums=0)
 
 
 def stored_score(
@@ -396,7 +396,7 @@ def stored_score(
     results = []
     for network in range(count):
         draw = jax.random.fold_in(key, network)
-        pixels = _make(found.apply, params, draw, labels)
+        pixels = make(found.apply, params, draw, labels)
         result = score(
             draw,
             evaluate.stored(
@@ -485,14 +485,19 @@ def conclude(config, workdir, setting, settings, given, shared) -> None:
     files.write_json(workdir / "eval.json", scores)
     _keep_samples(config, workdir, setting, given, found)
     generator_report.write_d2m_report(workdir)
-    for row, by_model in scores.items():
-        for model, score in by_model.items():
-            result = evaluate.summarise(score["accuracies"])
-            print(f"{row:24} {iadd_script.score_line(model, result)}")
+    print_scores(scores)
     print(
         f"the generator has as many numbers as {found.size_in_images:.1f} "
         "images of the data set"
     )
+
+
+def print_scores(scores) -> None:
+    """A line for each row and network."""
+    for row, by_model in scores.items():
+        for model, score in by_model.items():
+            result = evaluate.summarise(score["accuracies"])
+            print(f"{row:24} {iadd_script.score_line(model, result)}")
 
 
 def final_scores(config, setting, given, found, teachers_dir):
@@ -502,27 +507,67 @@ def final_scores(config, setting, given, found, teachers_dir):
     stored/10/random_real, stream/50/distilled, stream/50/pretrained; and
     full_data.
     """
-    test = setting.splits.test
-    key = jax.random.fold_in(jax.random.key(config.seed), _FINAL)
-    images, left = teachers_script.as_input(test.images, setting.preprocessing)
-    recipes = recipes_of(config)
-    names = iadd_script.model_names(config)
-    count = config.evaluate.networks
-    rows: dict[str, dict] = {}
-    bar = launch.progress(
-        "test", len(names) * (3 * len(recipes) + 3), unit="row"
+    rows = generated_scores(
+        config,
+        setting,
+        given,
+        {"distilled": found.params, "pretrained": given.params},
     )
-    for model in names:
+    for model, rated, module in tests_of(config, setting):
+        rated = functools.partial(rated, num_networks=config.evaluate.networks)
+        for ipc, recipe in recipes_of(config).items():
+            result = iadd_script.random_real(
+                config, setting, module, rated, recipe, ipc
+            )
+            rows.setdefault(f"stored/{ipc}/random_real", {})[model] = (
+                iadd_script.whole_as_json(result)
+            )
+        result = iadd_script.full_data(
+            config, setting, model, module, rated, teachers_dir
+        )
+        rows.setdefault("full_data", {})[model] = iadd_script.whole_as_json(
+            result
+        )
+    return rows
+
+
+def tests_of(config, setting):
+    """(name, evaluate.evaluate on the test images, module) of each network."""
+    test = setting.splits.test
+    images, left = teachers_script.as_input(test.images, setting.preprocessing)
+    for model in iadd_script.model_names(config):
         module = (
             setting.module
             if model == config.model.name
             else models.build(model, num_classes=setting.num_classes)
         )
-        rated = functools.partial(
-            evaluate.evaluate,
-            test=Batch(images, test.labels),
-            test_preprocessing=left,
+        yield (
+            model,
+            functools.partial(
+                evaluate.evaluate,
+                test=Batch(images, test.labels),
+                test_preprocessing=left,
+            ),
+            module,
         )
+
+
+def generated_scores(config, setting, found, sides):
+    """The rows of ``final_scores`` that generated images make.
+
+    Args:
+      config: see configs/common.py.
+      setting: the data.
+      found: the generator's apply and preprocessing.
+      sides: {what: generator's params}.
+    """
+    key = jax.random.fold_in(jax.random.key(config.seed), _FINAL)
+    recipes, ipc_stream = recipes_of(config), config.d2m.stream_ipc
+    count = config.evaluate.networks
+    rows: dict[str, dict] = {}
+    total = len(iadd_script.model_names(config)) * len(sides)
+    bar = launch.progress("test", total * (len(recipes) + 1), unit="row")
+    for model, rated, module in tests_of(config, setting):
         score = functools.partial(
             rated,
             module=module,
@@ -534,50 +579,23 @@ def final_scores(config, setting, given, found, teachers_dir):
             rows.setdefault(row, {})[model] = whole
             bar.update()
 
-        sides = {"distilled": found.params, "pretrained": given.params}
         for ipc, recipe in recipes.items():
             for side, params in sides.items():
-                add(
-                    f"stored/{ipc}/{side}",
-                    stored_score(config, key, given, params, ipc, score, count),
+                result = stored_score(
+                    recipe, key, found, params, ipc, score, count
                 )
-            add(
-                f"stored/{ipc}/random_real",
-                iadd_script.random_real(
-                    config,
-                    setting,
-                    module,
-                    functools.partial(
-                        rated, num_networks=count, test_preprocessing=left
-                    ),
-                    recipe,
-                    ipc,
-                ),
-            )
+                add(f"stored/{ipc}/{side}", result)
         for side, params in sides.items():
-            ipc = config.d2m.stream_ipc
-            add(
-                f"stream/{ipc}/{side}",
-                score(
-                    key,
-                    gan_script.generated_epoch(
-                        given.apply, params, setting.preprocessing, ipc
-                    ),
-                    recipe=stream_recipe(config),
-                    num_networks=count,
-                ),
+            sample_fn = gan_script.generated_epoch(
+                found.apply, params, found.preprocessing, ipc_stream
             )
-        add(
-            "full_data",
-            iadd_script.full_data(
-                config,
-                setting,
-                model,
-                module,
-                functools.partial(rated, num_networks=count),
-                teachers_dir,
-            ),
-        )
+            result = score(
+                key,
+                sample_fn,
+                recipe=stream_recipe(config),
+                num_networks=count,
+            )
+            add(f"stream/{ipc_stream}/{side}", result)
     bar.close()
     return rows
 

@@ -1,17 +1,20 @@
-"""Tests a distilled file again, on any networks.
+"""Tests distilled images or a distilled generator again, on any networks.
 
     python experiments/evaluate.py --config=configs/tiny.py --workdir=DIR
 
 Trains fresh networks on the images of DIR/distilled.npz, as the config's
 ``evaluate`` part says (``--config.evaluate.models=convnet,mlp`` for two kinds),
 and prints their test accuracy. With the run's own config these are the networks
-of its eval.json, up to the rounding of the stored pixels. DIR stays as it is.
+of its eval.json, up to the rounding of the stored pixels. Of a run of d2m.py,
+the generator is tested, beside itself before distillation, at the numbers of
+images that ``d2m.ipcs`` says. DIR stays as it is.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import d2m as d2m_script
 import iadd as iadd_script
 import launch
 import teachers
@@ -29,6 +32,9 @@ def run(config, workdir: Path, shared: launch.Shared) -> None:
       workdir: holds distilled.npz.
       shared: where the data lie.
     """
+    if (workdir / "generator").is_dir():
+        test_generator(config, workdir, shared)
+        return
     found = artifact.load(workdir / "distilled.npz")
     setting = teachers.prepare(config, shared.data)
     test = setting.splits.test
@@ -59,6 +65,25 @@ def run(config, workdir: Path, shared: launch.Shared) -> None:
             test_preprocessing=left,
         )
         print(iadd_script.score_line(name, score))
+
+
+def test_generator(config, workdir: Path, shared: launch.Shared) -> None:
+    """The same of a generator, by both protocols."""
+    d2m_script.settings_of(config)
+    sides = {
+        side: artifact.load_generator(workdir / "generator" / f"{side}.npz")
+        for side in ("distilled", "pretrained")
+    }
+    setting = teachers.prepare(config, shared.data)
+    found = sides["distilled"]
+    d2m_script.check_generator(workdir, found, setting)
+    scores = d2m_script.generated_scores(
+        config,
+        setting,
+        found,
+        {side: kept.params for side, kept in sides.items()},
+    )
+    d2m_script.print_scores(scores)
 
 
 if __name__ == "__main__":

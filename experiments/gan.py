@@ -28,6 +28,7 @@ from ddjax import (
     artifact,
     augment,
     checkpoint,
+    d2m,
     evaluate,
     files,
     gan,
@@ -179,6 +180,12 @@ def train(config, setting, shared: launch.Shared) -> Path:
     )
     folder, shaped_by = folder_of(config, setting, shared.generators)
     if (folder / "report.html").exists():
+        found = artifact.load_generator(folder / "generator.npz")
+        if found.metadata.get("shaped_by") != shaped_by:
+            raise InputError(
+                f"the generator in {folder} was pre-trained by another config: "
+                f"remove {folder} to train it again"
+            )
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(folder / "shaped_by.json", shaped_by)
@@ -331,12 +338,16 @@ def generated_epoch(apply, params, preprocessing, ipc):
     )
 
 
+def make(apply, params, key, labels):
+    """``d2m.generate``, some images at a time."""
+    return d2m.generate(apply, params, key, labels, at_once=250)
+
+
 def _epoch(apply, ipc, params, preprocessing, key):
     k = apply.module.num_classes
     labels = jnp.repeat(jnp.arange(k), ipc)
-    noise = gan.noise(key, k * ipc, apply.noise_size)
     return Batch(
-        preprocess.apply(preprocessing, apply(params, noise, labels)),
+        preprocess.apply(preprocessing, make(apply, params, key, labels)),
         jax.nn.one_hot(labels, k, dtype=jnp.float32),
     )
 
@@ -344,29 +355,34 @@ def _epoch(apply, ipc, params, preprocessing, key):
 def _features(apply_fn, params, images):
     """The last layer's features, averaged over positions: [n d]."""
 
-    def one(batch):
+    @jax.jit
+    def some(batch):
         _, out = apply_fn(params, batch)
         return out[sorted(out)[-1]].mean((1, 2))
 
-    return np.asarray(jax.jit(one)(jnp.asarray(images)))
+    parts = range(0, len(images), 250)
+    return np.concatenate([some(images[at : at + 250]) for at in parts])
 
 
 _MEASURED = 2000  # images on each side of the Frechet distance
+_HELD = 1 << 28  # values of an epoch's images, a gigabyte
 
 
 def quality(config, setting, shared, apply, params) -> dict[str, Any]:
     """Classification accuracy score and Frechet distance of a generator.
 
     The first is the test accuracy of networks trained as long as the teachers
-    are, on as many images, all generated, fresh ones for every epoch
-    (Ravuri and Vinyals, NeurIPS 2019). The second compares features of the
-    first teacher at its last stored epoch, on real training images and as
-    many generated ones.
+    are, on as many images (as fit in a gigabyte), all generated, fresh ones
+    for every epoch (Ravuri and Vinyals, NeurIPS 2019). The second compares
+    features of the first teacher at its last stored epoch, on real training
+    images and as many generated ones.
     """
     store = teachers_script.train(config, setting, shared.teachers)
     train_set, test = setting.splits.train, setting.splits.test
     key = jax.random.fold_in(jax.random.key(config.seed), _QUALITY)
     k = setting.num_classes
+    size = int(np.prod(train_set.images.shape[1:]))
+    most = min(len(train_set.labels), _HELD // size)
     images, left = teachers_script.as_input(test.images, setting.preprocessing)
     score = evaluate.evaluate(
         key,
@@ -374,7 +390,7 @@ def quality(config, setting, shared, apply, params) -> dict[str, Any]:
             apply,
             params,
             setting.preprocessing,
-            max(1, round(len(train_set.labels) / k)),
+            max(1, round(most / k)),
         ),
         Batch(images, test.labels),
         setting.module,
@@ -396,9 +412,7 @@ def quality(config, setting, shared, apply, params) -> dict[str, Any]:
         )
     )
     labels = train_set.labels[chosen]
-    fake = jax.jit(apply)(
-        params, gan.noise(key, len(labels), apply.noise_size), labels
-    )
+    fake = jax.jit(make, static_argnums=0)(apply, params, key, labels)
     epoch = store.epochs
     features = [
         _features(

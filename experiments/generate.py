@@ -18,11 +18,9 @@ import jax
 import launch
 import numpy as np
 
-from ddjax import artifact, d2m, picture
+from ddjax import artifact, picture
 from ddjax.data import sources
 from ddjax.types import InputError
-
-_AT_ONCE = 1000  # images
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +70,11 @@ def run(args: argparse.Namespace) -> None:
             f"not {len(counts)}"
         )
     labels = np.repeat(np.asarray(chosen, np.int32), counts)
-    images = make(found, args.seed, labels)
+    images = np.asarray(
+        d2m_script.make(
+            found.apply, found.params, jax.random.key(args.seed), labels
+        )
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     described = {
         name: value
@@ -117,27 +119,6 @@ def classes_of(joined: str, names: Sequence[str]) -> list[int]:
             )
         chosen.append(number)
     return chosen
-
-
-def make(found, seed: int, labels: np.ndarray) -> np.ndarray:
-    """Images [n h w c] of the labels, a bounded number at a time."""
-    key = jax.random.key(seed)
-    parts = [
-        _make(
-            found.apply,
-            found.params,
-            jax.random.fold_in(key, begin),
-            np.pad(
-                labels[begin : begin + _AT_ONCE],
-                (0, max(0, min(_AT_ONCE, len(labels)) - (len(labels) - begin))),
-            ),
-        )
-        for begin in range(0, len(labels), _AT_ONCE)
-    ]
-    return np.concatenate([np.asarray(part) for part in parts])[: len(labels)]
-
-
-_make = jax.jit(d2m.generate, static_argnums=0)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,8 @@ def refusing(action: Callable[[], None]) -> int:
         ):
             return _refuse(
                 f"cannot use {error.filename}: {error.strerror}; name "
-                "another folder in its place"
+                "another folder with --workdir, --teachers, --data, "
+                "--generators or --out"
             )
         raise
     except KeyboardInterrupt:

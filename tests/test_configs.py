@@ -4,8 +4,11 @@ import ast
 import importlib.util
 from pathlib import Path
 
+import jax
 import pytest
 from ml_collections import ConfigDict
+
+from ddjax.models import biggan
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(
@@ -133,3 +136,27 @@ def test_a_wrong_field_cannot_be_set():
 
     with pytest.raises(AttributeError, match="ipc"):
         common.base().iadd.ipcc = 1
+
+
+def test_the_generator_of_each_config_can_be():
+    """Noise that splits between the blocks, attention where features are."""
+    shapes = set()
+    for path, argument in CHOICES:
+        config = load(path).get_config(*([argument] if argument else []))
+        # Sets that come in one size of their own do not say it.
+        known = {"digits": 8, "tiny_imagenet": 64}
+        side = config.data.size or known.get(config.data.source, 32)
+        part = config.gan
+        fields = (part.width, part.noise, part.embedding, part.attention)
+        shapes.add((side, *fields))
+    assert len(shapes) > 4
+    for side, width, noise, embedding, attention in shapes:
+        shape = dict(num_classes=5, size=side, width=width, attention=attention)
+        for module in (
+            biggan.Generator(noise=noise, embedding=embedding, **shape),
+            biggan.Critic(**shape),
+        ):
+            params, _ = jax.eval_shape(
+                lambda: biggan.initialise(module, jax.random.key(0), 3)
+            )
+            assert ("attention" in params) == bool(attention)

@@ -191,6 +191,10 @@ def test_generate_is_pure_and_jittable(gen_params):
     assert np.abs(other - images).max() > 1e-3
     # The same class, other noise.
     assert np.abs(images[2] - images[3]).max() > 1e-3
+    parts = d2m.generate(
+        APPLY, gen_params, jax.random.key(3), labels, at_once=3
+    )
+    close(parts, images, 1e-5)
     with pytest.raises(InputError, match="noise_size"):
         d2m.generate(lambda *_: None, gen_params, jax.random.key(0), labels)
 
