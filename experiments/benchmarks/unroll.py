@@ -234,7 +234,11 @@ def print_times(name, steps, repeats):
 
 
 def take_turns(runs, repeats):
-    """Times {side: function} in turn; prints each and jax / torch."""
+    """Times {side: function} in turn; prints each and jax / torch.
+
+    Returns:
+      {side: median seconds}.
+    """
     seconds = {side: [] for side in runs}
     for _ in range(repeats):
         for side, run in runs.items():
@@ -251,6 +255,7 @@ def take_turns(runs, repeats):
         f"  ratio jax/torch {medians['jax'] / medians['torch']:.3f}",
         flush=True,
     )
+    return medians
 
 
 def main():
