@@ -103,6 +103,22 @@ def double(conv, x, w):
     return jax.grad(size, (0, 1))(x, w)
 
 
+@pytest.mark.parametrize("channels, features", [(64, 16), (16, 64)])
+@pytest.mark.parametrize("padding", ["VALID", ((1, 1), (1, 0))])
+def test_many_channels_beside_few(channels, features, padding, x64):
+    """Where a product for all taps is smaller than the image, or larger."""
+    x, w = operands((2, 2), channels, (4, 5), features=features)
+
+    def both(x, w):
+        return [
+            derivatives(lambda x, w: conv(x, w, padding=padding), x, w)
+            for conv in (conv2d, stock)
+        ]
+
+    found, expected = jax.jit(both)(x, w)
+    assert_close(found, expected, 1e-12)
+
+
 def test_third_order(x64):
     x, w = operands((3, 3), 3, (4, 5))
 
