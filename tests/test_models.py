@@ -17,7 +17,9 @@ import pytest
 from jax import lax
 
 from ddjax import models
+from ddjax.models import biggan
 from ddjax.models.layers import Conv, Dense, InstanceNorm, average_pool
+from ddjax.ops import conv2d
 from ddjax.types import InputError
 
 COUNTS = json.loads(
@@ -313,6 +315,33 @@ def test_instance_norm(x64):
     np.testing.assert_allclose(
         found, (x - mean) / std * scale + bias, rtol=1e-10
     )
+
+
+@pytest.mark.parametrize("size", [(4, 4), (8, 8), (8, 10)])
+def test_convolutions_of_doubled_and_to_pooled_images(size, x64):
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(3, 3, 5, 4))
+    small = rng.normal(size=(2, *size, 5))
+    large = rng.normal(size=(2, 2 * size[0], 2 * size[1], 5))
+    for ours, plain, images in (
+        (
+            biggan._conv_of_doubled,
+            lambda x, w: conv2d(biggan._doubled(x), w),
+            small,
+        ),
+        (
+            biggan._pooled_conv,
+            lambda x, w: average_pool(conv2d(x, w)),
+            large,
+        ),
+    ):
+        found, expected = (
+            jax.vjp(function, images, kernel) for function in (ours, plain)
+        )
+        np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
+        cotangent = rng.normal(size=found[0].shape)
+        for a, b in zip(found[1](cotangent), expected[1](cotangent)):
+            np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_average_pool():
