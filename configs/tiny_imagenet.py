@@ -29,6 +29,7 @@ def get_config(argument=""):
     config.data.source = "tiny_imagenet"
     config.model.depth = 4
     common.biggan(config, 64)
+    config.d2m.classes = 20
     common.published(
         config,
         ipc,

@@ -246,6 +246,7 @@ def load_generator(path: Path) -> GeneratorArtifact:
         KeyError,
         TypeError,
         AttributeError,
+        IndexError,
     ):
         raise InputError(
             f"{path} is damaged or no generator: make it again with "

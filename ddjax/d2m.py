@@ -88,7 +88,7 @@ class Settings(NamedTuple):
             raise InputError(
                 f"d2m.average must lie in 0..1 and below 1, not {self.average}"
             )
-        if not min(self.embedding, self.balance) >= 0:
+        if not (self.embedding >= 0 and self.balance >= 0):
             raise InputError(
                 "d2m.embedding and d2m.balance must not be negative, not "
                 f"{self.embedding} and {self.balance}"

@@ -290,7 +290,7 @@ def moving_average(average: Params, params: Params, decay: Any) -> Params:
     )
 
 
-_MOMENTS = 16  # batches that statistics are taken over
+_MOMENTS = 16  # batches that statistics are taken over, or more for all classes
 
 
 def averaged(
@@ -303,8 +303,9 @@ def averaged(
     Args:
       state: of pre-training.
       generator: the training form.
-      batch_size: images in each of the 16 batches that moments are taken of;
-        classes take turns.
+      batch_size: images in each batch that moments are taken of, as many as
+        were normalised together in training; classes take turns in 16
+        batches, or in as many as all of them need.
 
     Returns:
       (gen_apply, gen_params); see ``biggan.GenApply``.
@@ -316,15 +317,20 @@ def averaged(
 
 
 def _folded_of(params, spectral, generator, batch_size):
-    count = _MOMENTS * batch_size
+    k = generator.num_classes
+    batches = max(_MOMENTS, -(-k // batch_size))
+    count = batches * batch_size
     drawn = noise(jax.random.key(0), count, generator.noise)
-    labels = jnp.arange(count) % generator.num_classes
+    labels = jnp.arange(count) % k
+    if k > batch_size:
+        # As mixed as in training: neighbouring classes are often alike.
+        labels = jax.random.permutation(jax.random.key(1), labels)
     _, params = biggan.fold(
         generator,
         params,
         spectral,
-        drawn.reshape(_MOMENTS, batch_size, -1),
-        labels.reshape(_MOMENTS, batch_size),
+        drawn.reshape(batches, batch_size, -1),
+        labels.reshape(batches, batch_size),
     )
     return params
 

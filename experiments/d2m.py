@@ -16,6 +16,7 @@ import functools
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import gan as gan_script
 import iadd as iadd_script
@@ -38,6 +39,7 @@ from ddjax import (
     parallel,
     picture,
     training,
+    trajectories,
 )
 from ddjax.data import preprocess, sources
 from ddjax.types import Batch, InputError
@@ -48,13 +50,15 @@ _CHECKED = (
     ("d2m", "per_class"),
     ("d2m", "groups"),
     ("d2m", "redraw_every"),
-    ("d2m", "stream_ipc"),
-    ("evaluate", "networks"),
     ("evaluate", "look_networks"),
     ("evaluate", "looks"),
-    ("evaluate", "batch_size"),
     ("log", "every"),
     ("log", "checkpoint_every"),
+)
+_TESTED = (
+    ("d2m", "stream_ipc"),
+    ("evaluate", "networks"),
+    ("evaluate", "batch_size"),
 )
 
 
@@ -73,8 +77,11 @@ def run(config, workdir: Path, shared: launch.Shared) -> None:
         return
     setting = teachers_script.prepare(config, shared.data)
     check(config, setting, settings)
-    given = None
-    if config.d2m.generator:
+    given, kept = None, workdir / "generator" / "pretrained.npz"
+    if kept.exists():  # of a run that was stopped: it goes on with its own
+        given = artifact.load_generator(kept)
+        check_generator(kept, given, setting)
+    elif config.d2m.generator:
         given = load_generator(Path(config.d2m.generator))
         check_generator(config.d2m.generator, given, setting)
     # Only now, when the config has proved possible, is the folder taken.
@@ -84,8 +91,9 @@ def run(config, workdir: Path, shared: launch.Shared) -> None:
         given = artifact.load_generator(folder / "generator.npz")
         generator_report.copy_pretraining(folder, workdir)
     given = given._replace(preprocessing=setting.preprocessing)
-    (workdir / "generator").mkdir(exist_ok=True)
-    artifact.save_generator(workdir / "generator" / "pretrained.npz", given)
+    if not kept.exists():
+        kept.parent.mkdir(exist_ok=True)
+        artifact.save_generator(kept, given)
     draw_networks = networks_of(config, setting, shared)
     distil(config, workdir, setting, settings, given, draw_networks)
     conclude(config, workdir, setting, settings, given, shared)
@@ -112,6 +120,9 @@ def settings_of(config) -> d2m.Settings:
             f"d2m.networks must be trained or random, not {part.networks!r}"
         )
     teachers_script.recipe_of(config)
+    trajectories.check_range(
+        config.iadd.max_start, config.iadd.span, config.teacher.epochs
+    )
     stored = config.iadd.max_start + config.iadd.span
     if part.networks == "trained" and not 0 <= part.first_epoch <= stored:
         raise InputError(
@@ -119,15 +130,9 @@ def settings_of(config) -> d2m.Settings:
             "teachers store (iadd.max_start + iadd.span), not at "
             f"{part.first_epoch}"
         )
-    if config.evaluate.metric not in iadd_script.METRICS:
-        raise InputError(
-            f"evaluate.metric must be {' or '.join(iadd_script.METRICS)}, not "
-            f"{config.evaluate.metric!r}"
-        )
-    recipes_of(config)
-    gan_script.settings_of(config)
-    for name in iadd_script.model_names(config):
-        models.build(name, num_classes=2)
+    check_evaluation(config)
+    if not part.generator:
+        gan_script.settings_of(config)
     return d2m.Settings(
         rate=part.rate,
         average=part.average,
@@ -138,6 +143,24 @@ def settings_of(config) -> d2m.Settings:
         embedding=part.embedding,
         balance=part.balance,
     )
+
+
+def check_evaluation(config) -> None:
+    """InputError where results cannot be tested as the config says."""
+    for group, field in _TESTED:
+        if config[group][field] < 1:
+            raise InputError(
+                f"{group}.{field} must be at least 1, not "
+                f"{config[group][field]}"
+            )
+    if config.evaluate.metric not in iadd_script.METRICS:
+        raise InputError(
+            f"evaluate.metric must be {' or '.join(iadd_script.METRICS)}, not "
+            f"{config.evaluate.metric!r}"
+        )
+    recipes_of(config)
+    for name in iadd_script.model_names(config):
+        models.build(name, num_classes=2)
 
 
 def recipes_of(config) -> dict[int, training.Recipe]:
@@ -184,7 +207,11 @@ def check(config, setting, settings) -> None:
     sources.ByClass(train.labels, k)
     # Random real images stand beside every number of generated ones.
     sources.per_class_indices(
-        jax.random.key(0), train.labels, k, max(recipes_of(config))
+        jax.random.key(0),
+        train.labels,
+        k,
+        max(recipes_of(config)),
+        field="d2m.ipcs",
     )
 
 
@@ -335,7 +362,7 @@ class Groups:
         self._data = setting.splits.train
         self._by_class = sources.ByClass(self._data.labels, setting.num_classes)
         self._draw_network = draw_network
-        self._networks: tuple[int, list] = (-1, [])
+        self._networks: tuple[int, Any] = (-1, None)
 
     def __call__(self, step: int) -> d2m.Group:
         """The groups of one update, leaves lead with their number."""
@@ -343,13 +370,12 @@ class Groups:
         turn = step // part.redraw_every
         if self._networks[0] != turn:
             key = jax.random.fold_in(jax.random.fold_in(self._key, 0), turn)
-            self._networks = (
-                turn,
-                [
-                    self._draw_network(jax.random.fold_in(key, group))
-                    for group in range(part.groups)
-                ],
-            )
+            drawn = [
+                self._draw_network(jax.random.fold_in(key, group))
+                for group in range(part.groups)
+            ]
+            stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
+            self._networks = turn, stacked
         key = jax.random.fold_in(jax.random.fold_in(self._key, 1), step)
         class_key, image_key = jax.random.split(key)
         k = self._by_class.num_classes
@@ -362,7 +388,7 @@ class Groups:
         rows = self._by_class.draw(image_key, labels)
         images = self._data.images[rows.reshape(-1)]
         return d2m.Group(
-            jax.tree.map(lambda *leaves: np.stack(leaves), *self._networks[1]),
+            self._networks[1],
             images.reshape(*labels.shape, *images.shape[1:]),
             labels,
         )
@@ -413,10 +439,10 @@ def stored_score(
 def look(config, workdir, setting, given, params, step, log) -> None:
     """Scores a generator on held-out training images, and keeps it.
 
-    By the stored protocol at the middle one of the numbers of images.
+    By the stored protocol at the middle one of ``d2m.ipcs``, by size.
     """
     recipes = recipes_of(config)
-    ipc = list(recipes)[len(recipes) // 2]
+    ipc = sorted(recipes)[len(recipes) // 2]
     held_out = setting.splits.held_out
     images, left = teachers_script.as_input(
         held_out.images, setting.preprocessing
@@ -453,7 +479,8 @@ def _look_path(workdir: Path, step: int) -> Path:
 
 
 def conclude(config, workdir, setting, settings, given, shared) -> None:
-    """Everything after the last update; the one use of the test set."""
+    """Everything after the last update; what is selected is selected before
+    the test set is looked at."""
     rows = metrics.read(workdir / "metrics.jsonl")
     field = f"held_out_{config.evaluate.metric}"
     looks = {row["step"]: row[field] for row in rows if field in row}
@@ -589,11 +616,17 @@ def generated_scores(config, setting, found, sides):
             sample_fn = gan_script.generated_epoch(
                 found.apply, params, found.preprocessing, ipc_stream
             )
-            result = score(
-                key,
-                sample_fn,
-                recipe=stream_recipe(config),
-                num_networks=count,
+            # One after another: each holds an epoch's images of its own.
+            result = evaluate.joined(
+                [
+                    score(
+                        jax.random.fold_in(key, network),
+                        sample_fn,
+                        recipe=stream_recipe(config),
+                        num_networks=1,
+                    )
+                    for network in range(count)
+                ]
             )
             add(f"stream/{ipc_stream}/{side}", result)
     bar.close()

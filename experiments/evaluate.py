@@ -69,7 +69,7 @@ def run(config, workdir: Path, shared: launch.Shared) -> None:
 
 def test_generator(config, workdir: Path, shared: launch.Shared) -> None:
     """The same of a generator, by both protocols."""
-    d2m_script.settings_of(config)
+    d2m_script.check_evaluation(config)
     sides = {
         side: artifact.load_generator(workdir / "generator" / f"{side}.npz")
         for side in ("distilled", "pretrained")
@@ -77,6 +77,8 @@ def test_generator(config, workdir: Path, shared: launch.Shared) -> None:
     setting = teachers.prepare(config, shared.data)
     found = sides["distilled"]
     d2m_script.check_generator(workdir, found, setting)
+    # Test images go the way that the generated ones go.
+    setting = setting._replace(preprocessing=found.preprocessing)
     scores = d2m_script.generated_scores(
         config,
         setting,

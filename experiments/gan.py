@@ -36,6 +36,7 @@ from ddjax import (
     metrics,
     parallel,
     training,
+    trajectories,
 )
 from ddjax.data import preprocess, sources
 from ddjax.models import biggan
@@ -79,6 +80,12 @@ def networks_of(config, image_shape, num_classes: int) -> Networks:
             f"a BigGAN makes square images, these are {height} x {width}: "
             "set data.size"
         )
+    attending = [side for side in (8, 16, 32, 64) if side < height]
+    if part.attention and part.attention not in attending:
+        raise InputError(
+            f"gan.attention must be 0 or one of {attending} for images of "
+            f"{height} pixels, not {part.attention}"
+        )
     if part.attention and part.width < 8:
         raise InputError(
             "gan.width must be at least 8 where gan.attention is not 0, not "
@@ -109,8 +116,23 @@ def networks_of(config, image_shape, num_classes: int) -> Networks:
 
 
 def settings_of(config) -> gan.Settings:
-    """What the library needs of ``config.gan``, checked."""
+    """What the library needs of ``config.gan``, checked with what the
+    measurements at the end need."""
     part = config.gan
+    teachers_script.recipe_of(config)
+    trajectories.check_range(
+        config.iadd.max_start, config.iadd.span, config.teacher.epochs
+    )
+    for group, field in (
+        ("log", "every"),
+        ("log", "checkpoint_every"),
+        ("evaluate", "look_networks"),
+    ):
+        if config[group][field] < 1:
+            raise InputError(
+                f"{group}.{field} must be at least 1, not "
+                f"{config[group][field]}"
+            )
     for field in (
         "width",
         "noise",
@@ -165,6 +187,9 @@ def folder_of(config, setting, generators: Path) -> tuple[Path, dict[str, Any]]:
     """Where the generator of a config lies, and all that shapes it."""
     values = common.flat(config)
     shaped_by: dict[str, Any] = {name: values[name] for name in _SHAPED_BY}
+    # Each device normalises a batch of its own, and draws its own noise.
+    if jax.local_device_count() > 1:
+        shaped_by["devices"] = jax.local_device_count()
     shaped_by["data"] = sources.fingerprint(setting.splits.train)
     digest = hashlib.sha256(json.dumps(shaped_by, sort_keys=True).encode())
     name = config.data.source.replace("/", "_")
@@ -324,8 +349,14 @@ def sample_grid(config, apply, params):
     return np.asarray(jax.jit(apply)(params, noise, labels)), labels
 
 
+def _averaged(config, state, generator):
+    """``gan.averaged`` over batches as large as a device's in training."""
+    size = config.gan.batch_size // jax.local_device_count()
+    return gan.averaged(state, generator, size)
+
+
 def _keep_samples(config, generator, state, folder, step):
-    apply, params = gan.averaged(state, generator, config.gan.batch_size)
+    apply, params = _averaged(config, state, generator)
     images, labels = sample_grid(config, apply, params)
     with files.atomic_write(folder / "samples" / f"{step:07d}.npz") as file:
         np.savez(file, images=images, labels=labels)
@@ -333,9 +364,13 @@ def _keep_samples(config, generator, state, folder, step):
 
 def generated_epoch(apply, params, preprocessing, ipc):
     """A sample_fn for the stream protocol: fresh images for every epoch."""
-    return jax.tree_util.Partial(
-        functools.partial(_epoch, apply, ipc), params, preprocessing
-    )
+    return jax.tree_util.Partial(_epoch_of(apply, ipc), params, preprocessing)
+
+
+@functools.cache
+def _epoch_of(apply, ipc):
+    # The same object for the same arguments: jit compares it by identity.
+    return functools.partial(_epoch, apply, ipc)
 
 
 def make(apply, params, key, labels):
@@ -356,12 +391,12 @@ def _features(apply_fn, params, images):
     """The last layer's features, averaged over positions: [n d]."""
 
     @jax.jit
-    def some(batch):
+    def some(params, batch):
         _, out = apply_fn(params, batch)
-        return out[sorted(out)[-1]].mean((1, 2))
+        return out[max(out)].mean((1, 2))
 
     parts = range(0, len(images), 250)
-    return np.concatenate([some(images[at : at + 250]) for at in parts])
+    return np.concatenate([some(params, images[at : at + 250]) for at in parts])
 
 
 _MEASURED = 2000  # images on each side of the Frechet distance
@@ -432,9 +467,7 @@ def quality(config, setting, shared, apply, params) -> dict[str, Any]:
 
 
 def _conclude(config, setting, networks, folder, shared, state, shaped_by):
-    apply, params = gan.averaged(
-        state, networks.generator, config.gan.batch_size
-    )
+    apply, params = _averaged(config, state, networks.generator)
     found = artifact.GeneratorArtifact(
         apply,
         params,

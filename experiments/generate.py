@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "commas",
     )
     parser.add_argument("--out", type=Path, required=True, help="a folder")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the noise, from 0 on"
+    )
     parser.add_argument(
         "--classes",
         default="",
@@ -69,7 +71,13 @@ def run(args: argparse.Namespace) -> None:
             f"--ipc must be one number or {len(chosen)}, one for each class, "
             f"not {len(counts)}"
         )
+    if not 0 <= args.seed < 1 << 32:
+        raise InputError(f"--seed must lie in 0..2**32 - 1, not at {args.seed}")
     labels = np.repeat(np.asarray(chosen, np.int32), counts)
+    if (args.out / "config.json").exists():
+        raise InputError(
+            f"{args.out} holds a run: name another folder with --out"
+        )
     images = np.asarray(
         d2m_script.make(
             found.apply, found.params, jax.random.key(args.seed), labels

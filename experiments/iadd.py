@@ -170,9 +170,14 @@ def is_complete(config, workdir: Path, method: str = "iadd") -> bool:
     there = _recorded(workdir).get("config")
     if there is None:
         return False
+    described = _described(config, method)
+    if method == "iadd" and any(f.startswith("d2m.") for f in there):
+        raise InputError(
+            f"{workdir} holds a run of D2M: name another --workdir"
+        )
     changed = [
         f"{field} is {there.get(field)!r} there and {value!r} here"
-        for field, value in _described(config, method).items()
+        for field, value in described.items()
         if there.get(field) != value
     ]
     if changed:

@@ -165,10 +165,10 @@ def test_devices_do_not_change_the_result(gen_params, groups):
 
 
 @pytest.mark.parametrize("field", ["embedding", "balance"])
-def test_a_term_of_weight_zero_has_no_gradient(gen_params, groups, field):
+def test_a_term_of_weight_zero_is_left_out(gen_params, groups, field):
     other = {"embedding": "prediction", "balance": "embedding"}[field]
     settings = SETTINGS._replace(**{field: 0.0}, augment=())
-    (loss, terms) = d2m.distill_loss(
+    loss, terms = d2m.distill_loss(
         gen_params,
         first(groups),
         jax.random.key(0),
@@ -209,6 +209,7 @@ def test_generate_is_pure_and_jittable(gen_params):
         (dict(power=0.5), "power"),
         (dict(average=1.0), "average"),
         (dict(balance=-1.0), "negative"),
+        (dict(balance=float("nan")), "negative"),
         (dict(balance=0.0, embedding=0.0), "nothing is matched"),
     ],
 )

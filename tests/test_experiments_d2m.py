@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -167,7 +166,9 @@ def test_killed_run_ends_the_same(shared):
         ({"d2m.layers": "block0,block9"}, ["block9", "block0"]),
         ({"d2m.temperature": 0.0}, ["d2m.temperature", "positive"]),
         ({"d2m.ipcs": "1,0"}, ["d2m.ipcs", "at least 1"]),
-        ({"d2m.ipcs": "1000"}, ["1000", "class"]),
+        ({"d2m.ipcs": "1000"}, ["1000", "lower config.d2m.ipcs"]),
+        ({"teacher.epochs": 2}, ["teacher.epochs"]),
+        ({"gan.attention": 20}, ["gan.attention", "0 or one of"]),
         ({"d2m.classes": 11}, ["d2m.classes", "0..10"]),
         ({"d2m.first_epoch": 9}, ["d2m.first_epoch", "0..3"]),
         ({"d2m.networks": "some"}, ["trained or random"]),
@@ -295,8 +296,13 @@ def test_a_given_generator_needs_no_pre_training(shared):
     np.testing.assert_array_equal(ours, theirs)
 
 
-def test_the_scripts_are_found_from_any_folder(shared):
-    _, call, *_ = shared
-    result = call("--help", script="generate.py")
-    assert result.returncode == 0
-    assert Path("distilled.npz").name in result.stdout
+def test_iadd_does_not_take_a_run_of_d2m(shared):
+    folder, call, *_ = shared
+    refused(
+        call(*flags(folder), script="iadd.py"),
+        "holds a run of D2M",
+        "--workdir",
+    )
+    refused(
+        generate(call, folder, "--ipc=1", out="run"), "holds a run", "--out"
+    )

@@ -120,9 +120,21 @@ def one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def per_class_indices(
-    key: jax.Array, labels: np.ndarray, num_classes: int, count: int
+    key: jax.Array,
+    labels: np.ndarray,
+    num_classes: int,
+    count: int,
+    *,
+    field: str = "iadd.ipc",
 ) -> np.ndarray:
     """``count`` random examples of every class, class by class.
+
+    Args:
+      key: one key.
+      labels: [n] integers in 0..k-1.
+      num_classes: k.
+      count: examples of each class.
+      field: of the config that asks for so many, for the message.
 
     Returns:
       [k * count] indices, without repetition.
@@ -137,7 +149,7 @@ def per_class_indices(
             raise InputError(
                 f"class {label} has {len(members)} training images beside "
                 f"those held out, fewer than the {count} asked for: lower "
-                "config.iadd.ipc"
+                f"config.{field}"
             )
         order = jax.random.permutation(
             jax.random.fold_in(key, label), len(members)

@@ -204,7 +204,7 @@ class _Norm(_Spectral):
         variance = jnp.square(centred).mean((0, 1, 2))
         if not self.is_initializing():
             self.sow("moments", "mean", mean)
-            self.sow("moments", "square", variance + jnp.square(mean))
+            self.sow("moments", "variance", variance)
         return centred * (scale * lax.rsqrt(variance + NORM_EPSILON)) + bias
 
 
@@ -372,7 +372,7 @@ class Generator(nn.Module):
                 self.form,
                 name=f"block{number}",
             )(x, condition)
-            if x.shape[1] == self.attention:
+            if x.shape[1] == self.attention:  # once: sides only grow
                 x = _Attention(self.form, name="attention")(x)
         x = nn.relu(_Norm(self.form, name="norm")(x, None))
         x = _Conv(self.form, features=self.channels, name="conv")(x)
@@ -428,7 +428,7 @@ class Critic(nn.Module):
                 number < layout.halved,
                 name=f"block{number}",
             )(x)
-            if x.shape[1] == self.attention:
+            if number < layout.halved and x.shape[1] == self.attention:
                 x = _Attention(name="attention")(x)
         x = nn.relu(x).sum((1, 2))
         score = _Dense(features=1, name="head")(x)[:, 0]
@@ -507,7 +507,6 @@ def fold(
         return None, found["moments"]
 
     _, found = lax.scan(moments, None, (noise, labels))
-    found = jax.tree.map(lambda leaf: leaf.mean(0), found)
     return module.clone(form=FOLDED), _absorbed(params, found)
 
 
@@ -523,7 +522,11 @@ def _unit_norm(params, spectral):
             matrix = value.reshape(-1, value.shape[-1])
             if matrix.shape[0] < matrix.shape[1]:
                 matrix = matrix.T
-            square = jnp.linalg.eigvalsh(matrix.T @ matrix)[-1]
+            # A GPU's default precision would round the products to 10 bits.
+            square = jnp.matmul(
+                matrix.T, matrix, precision=lax.Precision.HIGHEST
+            )
+            square = jnp.linalg.eigvalsh(square)[-1]
             result[name] = value * lax.rsqrt(jnp.maximum(square, _TINY))
     return result
 
@@ -542,9 +545,11 @@ def _absorbed(params, moments):
     return result
 
 
-def _norm_absorbed(norm, mean, square):
-    (mean,), (square,) = mean, square  # sown once
-    factor = lax.rsqrt(square - jnp.square(mean) + NORM_EPSILON)
+def _norm_absorbed(norm, mean, variance):
+    (means,), (variances,) = mean, variance  # sown once, of each batch
+    # Not the mean square less the squared mean, which rounds below 0.
+    mean, variance = means.mean(0), variances.mean(0) + means.var(0)
+    factor = lax.rsqrt(variance + NORM_EPSILON)
     if "scale_kernel" not in norm:
         scale = norm["scale"] * factor
         return {"scale": scale, "bias": norm["bias"] - mean * scale}
