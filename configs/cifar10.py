@@ -9,6 +9,8 @@ Expected  of the papers, ConvNet, IPC 1 / 10 / 50: MTT 46.3 / 65.3 / 71.6,
           size has not been run here. size=small: see README.md.
 Cost      size=full needs a GPU: 100 teachers of width 128, 5,000 updates of
           30 to 50 steps. size=small: 43 minutes on one busy CPU core.
+          D2M: the full size has not been run either; size=small pre-trains
+          a generator of 87 thousand numbers for 40 minutes: README.md.
 Command   python experiments/iadd.py
           --config=configs/cifar10.py:ipc=1,size=small
 """

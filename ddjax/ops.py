@@ -167,13 +167,14 @@ def _kernel_gradient_cpu(x, g, geometry: _Geometry):
     taps = math.prod(geometry.kernel)
     bytes_each = 4 * math.prod(positions) * taps * copied.shape[-1]
     images = x.shape[0]
-    size = max(
-        size
-        for size in range(1, images + 1)
-        if images % size == 0 and (size == 1 or size * bytes_each <= _CACHED)
-    )
-    if size == images:
+    groups = -(-images // max(1, _CACHED // max(1, bytes_each)))
+    if groups <= 1:
         return _kernel_gradient_of(x, g, geometry)
+    size = -(-images // groups)
+    groups = -(-images // size)
+    if groups * size > images:  # images of zeros add nothing
+        extra = [(0, groups * size - images)] + [(0, 0)] * 3
+        x, g = _pad(x, extra), _pad(g, extra)
 
     def add(total, begin):
         few = [lax.dynamic_slice_in_dim(a, begin, size) for a in (x, g)]
@@ -181,7 +182,7 @@ def _kernel_gradient_cpu(x, g, geometry: _Geometry):
 
     shape = (*geometry.kernel, x.shape[-1], g.shape[-1])
     zeros = jnp.zeros(shape, jnp.result_type(x, g))
-    return lax.scan(add, zeros, jnp.arange(0, images, size))[0]
+    return lax.scan(add, zeros, jnp.arange(0, groups * size, size))[0]
 
 
 def _shifts_gradient(x, g, geometry: _Geometry) -> bool:

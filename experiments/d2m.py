@@ -84,6 +84,7 @@ def run(config, workdir: Path, shared: launch.Shared) -> None:
     elif config.d2m.generator:
         given = load_generator(Path(config.d2m.generator))
         check_generator(config.d2m.generator, given, setting)
+        check_source(config.d2m.generator, given, setting)
     # Only now, when the config has proved possible, is the folder taken.
     iadd_script.claim(config, workdir, setting.splits, "d2m")
     if given is None:
@@ -262,6 +263,17 @@ def check_generator(path, found, setting) -> None:
             f"{some(found.metadata['class_names'])}, the config's data set "
             f"has {some(train.class_names)}: name the config that it was made "
             "with"
+        )
+
+
+def check_source(path, found, setting) -> None:
+    """InputError where a generator was trained on other images: they may be
+    those that this run holds out, or tests on."""
+    known = found.metadata.get("shaped_by", found.metadata)
+    if known.get("data") != sources.fingerprint(setting.splits.train):
+        raise InputError(
+            f"the generator in {path} was trained on other images than this "
+            "config's training images: give the same data fields and seed"
         )
 
 
@@ -486,7 +498,12 @@ def conclude(config, workdir, setting, settings, given, shared) -> None:
     looks = {row["step"]: row[field] for row in rows if field in row}
     # Step 0 is the generator before distillation. The earliest of equals is
     # taken: later updates bought nothing that was seen.
-    del looks[0]
+    looks.pop(0, None)
+    if not looks:
+        raise InputError(
+            f"{workdir / 'metrics.jsonl'} has lost its lines: remove {workdir} "
+            "and run the same command to start again"
+        )
     selected = max(sorted(looks), key=looks.get)
     found = artifact.load_generator(_look_path(workdir, selected))
     scores = final_scores(config, setting, given, found, shared.teachers)
@@ -498,6 +515,7 @@ def conclude(config, workdir, setting, settings, given, shared) -> None:
             metadata={
                 "class_names": list(names),
                 "method": "D2M",
+                "data": sources.fingerprint(setting.splits.train),
                 "model": config.model.to_dict(),
                 "augmentation": config.d2m.augment,
                 "evaluation": iadd_script.recipe_of(config)._asdict(),

@@ -173,8 +173,14 @@ def run(config, workdir: Path, shared: launch.Shared) -> None:
     """
     setting = teachers_script.prepare(config, shared.data)
     folder = train(config, setting, shared)
-    quality = json.loads((folder / "quality.json").read_text())
-    score = evaluate.summarise(quality["classification_accuracy"])
+    try:
+        quality = json.loads((folder / "quality.json").read_text())
+        score = evaluate.summarise(quality["classification_accuracy"])
+    except (OSError, ValueError, KeyError):
+        raise InputError(
+            f"{folder / 'quality.json'} is damaged: remove {folder} to train "
+            "again"
+        ) from None
     print(
         f"classification accuracy score {100 * score.mean:.1f} % +- "
         f"{100 * score.ci95:.1f}, Frechet distance "
@@ -463,6 +469,7 @@ def quality(config, setting, shared, apply, params) -> dict[str, Any]:
         "features": f"pooled last layer ({features[0].shape[1]} values) of "
         f"teacher 0 ({config.model.name}) at epoch {epoch}",
         "images": len(labels),
+        "trained": f"{config.model.name}, {config.teacher.epochs} epochs",
     }
 
 

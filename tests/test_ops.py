@@ -265,3 +265,25 @@ def test_bad_padding(padding):
 def test_operands_that_do_not_fit(x, w):
     with pytest.raises((AssertionError, TypeCheckError)):
         conv2d(jnp.ones(x), jnp.ones(w))
+
+
+@pytest.mark.parametrize("images", [6, 7])  # 7 leaves an uneven last group
+@pytest.mark.parametrize("channels", [3, 16])
+def test_kernel_gradient_in_groups(monkeypatch, images, channels):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(images, 8, 8, channels)), jnp.float32)
+    g = jnp.asarray(rng.normal(size=(images, 8, 8, 4)), jnp.float32)
+    geometry = ops._Geometry((8, 8), (3, 3), (1, 1), ((1, 1), (1, 1)))
+    whole = ops._kernel_gradient_cpu(x, g, geometry)
+    copied = g if ops._shifts_gradient(x, g, geometry) else x
+    # Room for the shifted copies of two images.
+    monkeypatch.setattr(ops, "_CACHED", 2 * 9 * 4 * copied[0].size)
+    jaxpr = str(
+        jax.make_jaxpr(
+            lambda x, g: ops._kernel_gradient_cpu(x, g, geometry)
+        )(x, g)
+    )  # fmt: skip
+    assert "scan" in jaxpr
+    grouped = ops._kernel_gradient_cpu(x, g, geometry)
+    # Sums of up to 448 products, in float32 and in another order.
+    np.testing.assert_allclose(grouped, whole, atol=1e-4)

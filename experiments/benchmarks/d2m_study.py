@@ -117,7 +117,20 @@ def one(config, args, shared, seed, path):
         )
     if args.resnet18:
         recipe = recipes[10]._replace(epochs=args.resnet18)
-        asked["stored/10/resnet18"] = (10, "resnet18", recipe)
+        asked[f"stored/10/resnet18 {args.resnet18} epochs"] = (
+            10,
+            "resnet18",
+            recipe,
+        )
+    made_by = {
+        "config": json.loads(json.dumps(common.flat(config))),
+        "networks": args.networks,
+    }
+    if rows.get("made_by", made_by) != made_by:
+        raise InputError(
+            f"{path} was measured with other settings: name another --out"
+        )
+    rows["made_by"] = made_by
     missing = {name: what for name, what in asked.items() if name not in rows}
     if not missing:
         return
@@ -206,7 +219,7 @@ def distilled(config, setting, settings, found, draw_network):
 def report(name, paths):
     """A line for each protocol, number of images and network."""
     found = [json.loads(path.read_text()) for path in paths]
-    rows = [row for rows in found for row in rows if row != "quality"]
+    rows = [row for rows in found for row in rows if row.startswith("st")]
     for row in dict.fromkeys(rows):
         pairs = [rows[row] for rows in found if row in rows]
         before, after = (
