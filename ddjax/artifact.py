@@ -199,6 +199,8 @@ def load_generator(path: Path) -> GeneratorArtifact:
     """
     try:
         arrays = files.read_npz(path)
+        if "images" in arrays:
+            raise InputError(f"{path} holds images, and no generator")
         metadata = json.loads(str(arrays.pop("metadata")))
         fields = metadata["generator"]
         module = biggan.Generator(
@@ -236,6 +238,8 @@ def load_generator(path: Path) -> GeneratorArtifact:
         same = jax.tree.map(lambda a, b: a.shape == b.shape, expected, params)
         if len(names) != module.num_classes or not all(jax.tree.leaves(same)):
             raise ValueError(path)
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(
             f"there is no generator {path}: make it with experiments/d2m.py"

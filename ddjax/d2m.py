@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from ddjax import losses
 from ddjax.augment import augment
@@ -166,7 +165,7 @@ def generate(
     gen_apply: Callable[..., Any],
     gen_params: Params,
     key: Key[Array, ""],
-    labels: Int[Array | np.ndarray, " n"],
+    labels: Any,
     *,
     noise_size: int | None = None,
     at_once: int | None = None,
@@ -180,7 +179,7 @@ def generate(
         ``artifact.load_generator(path).apply``.
       gen_params: of it.
       key: decides the noise, which is standard normal.
-      labels: [n] classes.
+      labels: [n] classes, integers (not one-hot).
       noise_size: d; ``gen_apply.noise_size`` where it has one.
       at_once: images in memory with all their features at a time; None: all.
 
@@ -188,16 +187,22 @@ def generate(
       [n h w c] pixels in 0..1.
 
     Raises:
-      InputError: the length of the noise is not known.
+      InputError: the labels are no integers [n], or the length of the noise
+        is not known.
     """
     size = noise_size or getattr(gen_apply, "noise_size", None)
     if size is None:
         raise InputError(
             "gen_apply does not tell the length of its noise: give noise_size"
         )
+    labels = jnp.asarray(labels)
+    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise InputError(
+            f"labels must be integers [n], the classes of the images, not "
+            f"{labels.dtype} of shape {labels.shape}"
+        )
     count = labels.shape[0]
     noise = jax.random.normal(key, (count * size,)).reshape(count, size)
-    labels = jnp.asarray(labels)
     if at_once is None or count <= at_once:
         return gen_apply(gen_params, noise, labels)
     parts = -(-count // at_once)

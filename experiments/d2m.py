@@ -170,11 +170,14 @@ def recipes_of(config) -> dict[int, training.Recipe]:
     epochs = numbers(config.d2m.epochs, "d2m.epochs")
     if len(epochs) == 1:
         epochs *= len(ipcs)
-    if len(epochs) != len(ipcs) or len(set(ipcs)) != len(ipcs):
+    if len(set(ipcs)) != len(ipcs):
         raise InputError(
-            "d2m.ipcs must be different numbers and d2m.epochs one number, or "
-            f"one for each of them, not {config.d2m.ipcs!r} and "
-            f"{config.d2m.epochs!r}"
+            f"d2m.ipcs must be different numbers, not {config.d2m.ipcs!r}"
+        )
+    if len(epochs) != len(ipcs):
+        raise InputError(
+            f"d2m.epochs must be one number, or one for each of d2m.ipcs="
+            f"{config.d2m.ipcs}, not {config.d2m.epochs!r}"
         )
     recipe = iadd_script.recipe_of(config)
     return {
@@ -233,7 +236,7 @@ def load_generator(path: Path) -> artifact.GeneratorArtifact:
     Raises:
       InputError: there is none, or it is damaged.
     """
-    for inside in ("generator/distilled.npz", "generator.npz"):
+    for inside in ("generator/distilled.npz", "generator.npz", "distilled.npz"):
         if (path / inside).exists():
             path = path / inside
             break
@@ -241,7 +244,8 @@ def load_generator(path: Path) -> artifact.GeneratorArtifact:
         if path.is_dir():
             raise InputError(
                 f"{path} holds no generator: name the folder of a finished "
-                "run of experiments/d2m.py or experiments/gan.py"
+                "run of experiments/d2m.py or experiments/gan.py, or the .npz "
+                "file"
             )
     return artifact.load_generator(path)
 

@@ -3,7 +3,8 @@
     python experiments/generate.py --generator=runs/d2m-tiny --ipc=50 --out=DIR
 
 Writes DIR/distilled.npz, the same self-describing file as IADD's, and
-DIR/distilled.png. The same command gives the same images.
+DIR/distilled.png. The same command gives the same images; another --ipc gives
+others, and not more of the same.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import numpy as np
 from ddjax import artifact, picture
 from ddjax.data import sources
 from ddjax.types import InputError
+
+_MOST = 1 << 32  # values of all images, 16 GiB
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="images per class: one number, or one for each class, joined by "
         "commas",
     )
-    parser.add_argument("--out", type=Path, required=True, help="a folder")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="a folder to make"
+    )
     parser.add_argument(
         "--seed", type=int, default=0, help="of the noise, from 0 on"
     )
@@ -71,24 +76,31 @@ def run(args: argparse.Namespace) -> None:
             f"--ipc must be one number or {len(chosen)}, one for each class, "
             f"not {len(counts)}"
         )
+    kept = args.out / "distilled.npz"
+    if (
+        not args.out.name
+        or kept.exists()
+        or (args.out / "config.json").exists()
+    ):
+        raise InputError(
+            f"--out={args.out} is a run or holds {kept.name} already: name "
+            "another folder"
+        )
+    module = found.apply.module
+    values = sum(counts) * module.size**2 * module.channels
+    if values > _MOST:
+        raise InputError(
+            f"{sum(counts):,} images are {values / 2**28:.0f} GiB: lower --ipc"
+        )
     if not 0 <= args.seed < 1 << 32:
         raise InputError(f"--seed must lie in 0..2**32 - 1, not at {args.seed}")
     labels = np.repeat(np.asarray(chosen, np.int32), counts)
-    if (args.out / "config.json").exists():
-        raise InputError(
-            f"{args.out} holds a run: name another folder with --out"
-        )
     images = np.asarray(
         d2m_script.make(
             found.apply, found.params, jax.random.key(args.seed), labels
         )
     )
     args.out.mkdir(parents=True, exist_ok=True)
-    described = {
-        name: value
-        for name, value in found.metadata.items()
-        if name in ("class_names", "method", "model", "augmentation", "config")
-    }
     artifact.save(
         args.out / "distilled.npz",
         artifact.Artifact(
@@ -96,7 +108,8 @@ def run(args: argparse.Namespace) -> None:
             sources.one_hot(labels, len(names)),
             found.metadata.get("learning_rate", 0.01),
             found.preprocessing,
-            described | {"generator": str(args.generator), "seed": args.seed},
+            # All that the generator's file tells of itself, scores included.
+            found.metadata | {"seed": args.seed, "ipc": args.ipc},
         ),
     )
     picture.save_picture(args.out / "distilled.png", images, labels, names)

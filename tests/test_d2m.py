@@ -195,6 +195,10 @@ def test_generate_is_pure_and_jittable(gen_params):
         APPLY, gen_params, jax.random.key(3), labels, at_once=3
     )
     close(parts, images, 1e-5)
+    with pytest.raises(InputError, match="integers"):
+        d2m.generate(
+            APPLY, gen_params, jax.random.key(0), jax.nn.one_hot(labels, 3)
+        )
     with pytest.raises(InputError, match="noise_size"):
         d2m.generate(lambda *_: None, gen_params, jax.random.key(0), labels)
 

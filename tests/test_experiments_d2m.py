@@ -211,6 +211,11 @@ def test_generate_makes_what_is_asked_for(shared):
     assert 0 <= images.min() and images.max() <= 1
     assert metadata["class_names"][7] == "7"
     assert (folder / "made" / "distilled.png").exists()
+    refused(generate(call, folder, "--ipc=1"), "already", "another folder")
+    refused(
+        generate(call, folder, "--ipc=1", run="made", out="images"),
+        "holds images",
+    )
     # It can be tested like any distilled file.
     result = call(*flags(folder, workdir="made"), script="evaluate.py")
     assert result.returncode == 0, result.stderr
@@ -223,6 +228,7 @@ def test_generate_makes_what_is_asked_for(shared):
         (["--ipc=1", "--classes=7,eleven"], ["'eleven'", "0..9"]),
         (["--ipc=1", "--classes=7,7"], ["twice"]),
         (["--ipc=1,2,3"], ["10"]),
+        (["--ipc=1000000000"], ["GiB", "--ipc"]),
     ],
 )
 def test_generate_refuses(shared, more, words):
@@ -303,6 +309,4 @@ def test_iadd_does_not_take_a_run_of_d2m(shared):
         "holds a run of D2M",
         "--workdir",
     )
-    refused(
-        generate(call, folder, "--ipc=1", out="run"), "holds a run", "--out"
-    )
+    refused(generate(call, folder, "--ipc=1", out="run"), "another folder")
