@@ -43,6 +43,13 @@ class Checkpoints:
         """The step of the last checkpoint, or None."""
         return self._manager.latest_step()
 
+    def kept(self) -> str:
+        """What a run that is stopped can go on from, for its last sentence."""
+        last = self.latest()
+        if last is None:
+            return "there is no checkpoint yet"
+        return f"the checkpoint of update {last} in {self.folder} is kept"
+
     def save(self, step: int, state: Any) -> None:
         """Writes a state; returns when it is on the disk.
 

@@ -25,7 +25,8 @@ from jaxtyping import Array, Float, Key
 from ddjax import losses
 from ddjax.augment import augment
 from ddjax.data import preprocess
-from ddjax.gan import moving_average
+from ddjax.gan import adam, moving_average
+from ddjax.gan import noise as standard_noise
 from ddjax.types import ApplyFn, InputError, Params
 
 __all__ = [
@@ -132,10 +133,6 @@ class D2mState:
     opt_state: Any
 
 
-def _adam(settings: Settings) -> optax.GradientTransformation:
-    return optax.adam(settings.rate, b1=0.0, b2=0.999)
-
-
 def init_state(
     key: Key[Array, ""], gen_params: Params, settings: Settings
 ) -> D2mState:
@@ -157,7 +154,7 @@ def init_state(
         key=key,
         params=params,
         average=params,
-        opt_state=_adam(settings).init(params),
+        opt_state=adam(settings.rate).init(params),
     )
 
 
@@ -202,7 +199,7 @@ def generate(
             f"{labels.dtype} of shape {labels.shape}"
         )
     count = labels.shape[0]
-    noise = jax.random.normal(key, (count * size,)).reshape(count, size)
+    noise = standard_noise(key, count, size)
     if at_once is None or count <= at_once:
         return gen_apply(gen_params, noise, labels)
     parts = -(-count // at_once)
@@ -334,15 +331,14 @@ def update(
     grads, metrics = jax.tree.map(lambda leaf: leaf / count, total)
     if axis_name is not None:
         grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
-    updates, opt_state = _adam(settings).update(grads, state.opt_state)
+    updates, opt_state = adam(settings.rate).update(grads, state.opt_state)
     params = optax.apply_updates(state.params, updates)
-    decay = jnp.minimum(
-        settings.average, (1.0 + state.step) / (10.0 + state.step)
-    )
     metrics["gradient_norm"] = optax.tree.norm(grads)
     return state.replace(
         step=state.step + 1,
         params=params,
-        average=moving_average(state.average, params, decay),
+        average=moving_average(
+            state.average, params, state.step, settings.average
+        ),
         opt_state=opt_state,
     ), metrics

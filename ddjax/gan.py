@@ -97,7 +97,8 @@ class GanState:
     critic_opt: Any
 
 
-def _adam(rate: float) -> optax.GradientTransformation:
+def adam(rate: float) -> optax.GradientTransformation:
+    """The optimiser of BigGAN, and of D2M after it: betas (0, 0.999)."""
     return optax.adam(rate, b1=0.0, b2=0.999)
 
 
@@ -131,8 +132,8 @@ def init_state(
         critic=judge,
         critic_spectral=judge_spectral,
         average=params,
-        generator_opt=_adam(settings.generator_rate).init(params),
-        critic_opt=_adam(settings.critic_rate).init(judge),
+        generator_opt=adam(settings.generator_rate).init(params),
+        critic_opt=adam(settings.critic_rate).init(judge),
     )
 
 
@@ -232,7 +233,7 @@ def update(
         (loss, (after, *scores)), grads = jax.value_and_grad(
             loss_of, has_aux=True
         )(params)
-        updates, opt = _adam(settings.critic_rate).update(mean(grads), opt)
+        updates, opt = adam(settings.critic_rate).update(mean(grads), opt)
         params = optax.apply_updates(params, updates)
         return (params, after["spectral"], opt), (loss, *scores)
 
@@ -256,13 +257,10 @@ def update(
     (loss, spectral), grads = jax.value_and_grad(loss_of, has_aux=True)(
         state.generator
     )
-    updates, opt = _adam(settings.generator_rate).update(
+    updates, opt = adam(settings.generator_rate).update(
         mean(grads), state.generator_opt
     )
     params = optax.apply_updates(state.generator, updates)
-    decay = jnp.minimum(
-        settings.average, (1.0 + state.step) / (10.0 + state.step)
-    )
     metrics = mean(
         {
             "generator_loss": loss,
@@ -277,14 +275,23 @@ def update(
         generator_spectral=spectral,
         critic=judge,
         critic_spectral=judge_spectral,
-        average=moving_average(state.average, params, decay),
+        average=moving_average(
+            state.average, params, state.step, settings.average
+        ),
         generator_opt=opt,
         critic_opt=judge_opt,
     ), metrics
 
 
-def moving_average(average: Params, params: Params, decay: Any) -> Params:
-    """decay * average + (1 - decay) * params, leaf by leaf."""
+def moving_average(
+    average: Params, params: Params, step: Any, most: float
+) -> Params:
+    """decay * average + (1 - decay) * params, leaf by leaf.
+
+    The decay is ``most``, and (1 + step) / (10 + step) as long as that is
+    less.
+    """
+    decay = jnp.minimum(most, (1.0 + step) / (10.0 + step))
     return jax.tree.map(
         lambda old, new: old + (1 - decay) * (new - old), average, params
     )

@@ -343,8 +343,8 @@ def distil(config, workdir, setting, settings, given, draw_network) -> None:
         )
     )
     draw = Groups(config, setting, draw_network)
-    looks, last = config.evaluate.looks, config.d2m.iterations
-    look_at = {round(last * (i + 1) / looks) for i in range(looks)} - {0}
+    last = config.d2m.iterations
+    look_at = launch.look_steps(config.evaluate.looks, last)
     spent, since = 0.0, step
     with launch.progress("d2m", last, unit="update", initial=step) as bar:
         while step < last:
@@ -585,11 +585,7 @@ def tests_of(config, setting):
     test = setting.splits.test
     images, left = teachers_script.as_input(test.images, setting.preprocessing)
     for model in iadd_script.model_names(config):
-        module = (
-            setting.module
-            if model == config.model.name
-            else models.build(model, num_classes=setting.num_classes)
-        )
+        module = setting.network(config, model)
         yield (
             model,
             functools.partial(

@@ -19,7 +19,7 @@ import iadd as iadd_script
 import launch
 import teachers
 
-from ddjax import artifact, evaluate, models
+from ddjax import artifact, evaluate
 from ddjax.data import preprocess
 from ddjax.types import Batch, InputError
 
@@ -46,11 +46,7 @@ def run(config, workdir: Path, shared: launch.Shared) -> None:
         )
     images, left = teachers.as_input(test.images, found.preprocessing)
     for name in iadd_script.model_names(config):
-        module = (
-            setting.module
-            if name == config.model.name
-            else models.build(name, num_classes=setting.num_classes)
-        )
+        module = setting.network(config, name)
         score = evaluate.evaluate(
             iadd_script.final_key(config),
             evaluate.stored(

@@ -225,12 +225,6 @@ def train(config, setting, shared: launch.Shared) -> Path:
     return folder
 
 
-def look_steps(config) -> list[int]:
-    """The updates after which samples are kept."""
-    looks, last = config.gan.looks, config.gan.iterations
-    return sorted({round(last * (i + 1) / looks) for i in range(looks)} - {0})
-
-
 def _pretrain(config, setting, settings, networks, folder):
     """From the last checkpoint to the last update."""
     key = jax.random.key(config.seed)
@@ -256,7 +250,8 @@ def _pretrain(config, setting, settings, networks, folder):
     )
     data = setting.splits.train
     by_class = sources.ByClass(data.labels, setting.num_classes)
-    look_at, spent, since = look_steps(config), 0.0, step
+    look_at = launch.look_steps(config.gan.looks, config.gan.iterations)
+    spent, since = 0.0, step
     with launch.progress(
         "gan", config.gan.iterations, unit="update", initial=step
     ) as bar:
@@ -323,15 +318,9 @@ def guard(group, step, row, checkpoints, rates) -> None:
     """Stops a run that has left the numbers; its last checkpoint stays."""
     broken = [name for name, value in row.items() if not np.isfinite(value)]
     if broken:
-        last = checkpoints.latest()
-        kept = (
-            f"the checkpoint of update {last} in {checkpoints.folder} is kept"
-            if last is not None
-            else "there is no checkpoint yet"
-        )
         raise InputError(
             f"update {step} of {group}: the {broken[0].replace('_', ' ')} is "
-            f"{row[broken[0]]}; lower {rates}; {kept}"
+            f"{row[broken[0]]}; lower {rates}; {checkpoints.kept()}"
         )
 
 

@@ -297,7 +297,7 @@ def distil(config, workdir, setting, settings, initial, store):
     # Before the first checkpoint nothing is kept, the look at step 0 included.
     log = metrics.Metrics(workdir / "metrics.jsonl", step or -1)
     (workdir / "looks").mkdir(exist_ok=True)
-    look_at = look_steps(config)
+    look_at = launch.look_steps(config.evaluate.looks, config.iadd.iterations)
     update = parallel.over_devices(
         functools.partial(
             iadd.update,
@@ -346,12 +346,6 @@ def distil(config, workdir, setting, settings, initial, store):
     return state
 
 
-def look_steps(config) -> list[int]:
-    """The updates after which the held-out images are looked at."""
-    looks, last = config.evaluate.looks, config.iadd.iterations
-    return sorted({round(last * (i + 1) / looks) for i in range(looks)} - {0})
-
-
 def draw_segments(config, store, key) -> Segment:
     """``iadd.segments`` random segments, stacked."""
     drawn = [
@@ -392,13 +386,7 @@ def _guard(config, step, row, checkpoints) -> None:
         )
     else:
         return
-    last = checkpoints.latest()
-    kept = (
-        f"the checkpoint of update {last} in {checkpoints.folder} is kept"
-        if last is not None
-        else "there is no checkpoint yet"
-    )
-    raise InputError(f"update {step}: {cause}; {kept}")
+    raise InputError(f"update {step}: {cause}; {checkpoints.kept()}")
 
 
 def look(config, workdir, setting, settings, state, step, log) -> None:
@@ -567,11 +555,7 @@ def final_scores(
     names = model_names(config)
     bar = launch.progress("test", 5 * len(names), unit="row")
     for model in names:
-        module = (
-            setting.module
-            if model == config.model.name
-            else models.build(model, num_classes=setting.num_classes)
-        )
+        module = setting.network(config, model)
         at_looks = {
             step: on(_load_look(workdir, step), module)
             for step in sorted(looks)

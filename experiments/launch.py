@@ -118,6 +118,11 @@ def refusing(action: Callable[[], None]) -> int:
     return 0
 
 
+def look_steps(looks: int, last: int) -> list[int]:
+    """The updates after which a run is looked at: evenly, the last included."""
+    return sorted({round(last * (i + 1) / looks) for i in range(looks)} - {0})
+
+
 def progress(what: str, total: int, *, unit: str, initial: int = 0) -> tqdm:
     """A bar with the time left; in a log file, a line now and then."""
     return tqdm(

@@ -50,6 +50,12 @@ class Setting(NamedTuple):
     def num_classes(self) -> int:
         return len(self.splits.train.class_names)
 
+    def network(self, config, name: str) -> Any:
+        """The config's own network, or another one as it is built alone."""
+        if name == config.model.name:
+            return self.module
+        return models.build(name, num_classes=self.num_classes)
+
 
 def load(
     config, data_folder: Path, *, thorough: bool = False

@@ -35,7 +35,7 @@ import teachers as teachers_script
 from ml_collections import ConfigDict
 
 from configs import cifar10, common, tiny
-from ddjax import artifact, d2m, evaluate, files, models, training
+from ddjax import artifact, d2m, evaluate, files, training
 from ddjax.types import Batch, InputError
 
 MAIN = {"published": {}}
@@ -149,11 +149,7 @@ def one(config, args, shared, seed, path):
     images, left = teachers_script.as_input(test.images, setting.preprocessing)
     key = jax.random.fold_in(jax.random.key(seed), _EVALUATION)
     for name, (ipc, model, recipe) in missing.items():
-        module = (
-            setting.module
-            if model == config.model.name
-            else models.build(model, num_classes=setting.num_classes)
-        )
+        module = setting.network(config, model)
         score = functools.partial(
             evaluate.evaluate,
             test=Batch(images, test.labels),
