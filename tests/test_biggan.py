@@ -136,6 +136,30 @@ def test_spectral_norm_is_one_after_folding():
     assert norm == pytest.approx(1, abs=1e-5)
 
 
+def test_folded_moments_are_those_of_all_batches():
+    """Of batches that differ: the spread between them is part of the whole."""
+    module, params, spectral, _, _ = small()
+    rng = np.random.default_rng(7)
+    offsets = np.array([-2.0, 0.0, 3.0])[:, None, None]
+    noise = np.float32(rng.normal(size=(3, 4, 4)) + offsets)
+    labels = jnp.asarray(rng.permutation(12).reshape(3, 4) % 3)
+    folded = jax.jit(
+        lambda noise: biggan.fold(module, params, spectral, noise, labels)[1]
+    )(noise)
+    # The first norm sees the dense layer's features, whatever their class.
+    dense = jax.tree.map(np.float64, params["dense"])
+    kernel = dense["kernel"] / np.linalg.norm(dense["kernel"], 2)
+    features = noise.reshape(12, 4) @ kernel + dense["bias"]
+    features = features.reshape(-1, 8)  # 16 positions of 8 channels
+    norm = params["block0"]["norm0"]
+    scale = norm["scale"] / np.sqrt(features.var(0) + 1e-5)
+    found = folded["block0"]["norm0"]
+    np.testing.assert_allclose(found["scale"], scale, rtol=1e-4)
+    np.testing.assert_allclose(
+        found["bias"], norm["bias"] - features.mean(0) * scale, atol=1e-4
+    )
+
+
 def test_norm_uses_the_batch_in_training_and_reports_its_moments():
     norm = biggan._Norm(num_classes=2)
     rng = np.random.default_rng(0)

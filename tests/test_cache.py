@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -173,6 +174,34 @@ def test_changed_source_is_read_again(made, tmp_path):
     watched.train = pictures(10, seed=5)
     np.testing.assert_array_equal(images(made(watched)), watched.train)
     assert "have changed" in made.said[0]
+
+
+def test_source_of_another_time_is_read_again(made, tmp_path):
+    """Of the same name and size: the time alone tells."""
+    watched = Watched(tmp_path / "file")
+    made(watched)
+    later = watched.path.stat().st_mtime_ns + 1_000
+    os.utime(watched.path, ns=(later, later))
+    watched.train = pictures(10, seed=5)
+    np.testing.assert_array_equal(images(made(watched)), watched.train)
+    assert "have changed" in made.said[0]
+
+
+@pytest.mark.parametrize("change", ["name", "size", "time", "none"])
+def test_stamp_of_files(tmp_path, change):
+    def stamp(name="file", size=3, time=10**9):
+        path = tmp_path / name
+        path.write_bytes(b"x" * size)
+        os.utime(path, ns=(0, time))
+        return cache.stamp_of([path])
+
+    changes = {
+        "name": dict(name="other"),
+        "size": dict(size=4),
+        "time": dict(time=10**9 + 1_000),
+        "none": {},
+    }
+    assert (stamp() == stamp(**changes[change])) == (change == "none")
 
 
 def test_changed_folder_is_read_again(made):

@@ -164,6 +164,53 @@ def test_devices_do_not_change_the_result(gen_params, groups):
     assert int(spread.step) == 1
 
 
+class _Blobs:
+    """A generator of two numbers an image, which compiles at once."""
+
+    noise_size = 2
+
+    def __call__(self, params, noise, labels):
+        return jax.nn.sigmoid(params["scale"] * noise).reshape(-1, 2, 1, 1)
+
+
+def _scores(params, images):
+    return images.reshape(len(images), -1) @ params, {"block0": images}
+
+
+def test_groups_draw_by_step_and_place():
+    """Equal groups, so that their noise alone tells them apart."""
+    call = dict(
+        gen_apply=_Blobs(),
+        apply_fn=_scores,
+        preprocessing=SCALE,
+        settings=d2m.Settings(),
+    )
+    group = d2m.Group(
+        jnp.array([[1.0, -2.0, 0.5], [0.3, 1.0, -1.0]]),
+        jnp.linspace(0, 1, 6).reshape(3, 2, 1, 1),
+        jnp.arange(3),
+    )
+    groups = jax.tree.map(lambda leaf: jnp.stack([leaf] * 8), group)
+    begun = d2m.init_state(
+        jax.random.key(0), {"scale": jnp.ones(2)}, d2m.Settings()
+    )
+    alone = jax.jit(functools.partial(d2m.update, **call))
+    spread = parallel.over_devices(functools.partial(d2m.update, **call))
+    loss_of = jax.jit(
+        lambda key: d2m.distill_loss(begun.params, group, key, **call)[0]
+    )
+    for step in (0, 5):
+        state = begun.replace(step=jnp.asarray(step, jnp.int32))
+        step_key = jax.random.fold_in(begun.key, step)
+        losses = [loss_of(jax.random.fold_in(step_key, i)) for i in range(8)]
+        # Any two groups that drew the same would show in the mean.
+        assert np.diff(np.sort(losses)).min() > 1e-3 * np.mean(losses)
+        expected = pytest.approx(float(np.mean(losses)), rel=1e-5)
+        assert float(alone(state, groups)[1]["loss"]) == expected
+        found = spread(parallel.replicate(state), parallel.shard(groups))[1]
+        assert float(found["loss"]) == expected
+
+
 @pytest.mark.parametrize("field", ["embedding", "balance"])
 def test_a_term_of_weight_zero_is_left_out(gen_params, groups, field):
     other = {"embedding": "prediction", "balance": "embedding"}[field]

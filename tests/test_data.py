@@ -444,8 +444,13 @@ def test_npy_is_no_npz(tmp_path):
 
 
 def test_npz_without_pickles(tmp_path):
-    with pytest.raises(InputError, match="object"):
-        read(tmp_path, arrays(train_labels=np.array([None] * 8)))
+    """Not even where the objects would pass for labels."""
+    labels = np.array([0, 1] * 4, object)
+    with pytest.raises(InputError, match=r"cannot read arrays .*Object arrays"):
+        read(tmp_path, arrays(train_labels=labels))
+    # Nor where nothing would look at them.
+    with pytest.raises(InputError, match=r"cannot read arrays .*Object arrays"):
+        read(tmp_path, arrays(notes=np.array([None])))
 
 
 # --- Preprocessing -----------------------------------------------------------

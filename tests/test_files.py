@@ -1,10 +1,13 @@
 """Files are whole or not there."""
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import pickle
 
+import numpy as np
 import pytest
 
 from ddjax import files
@@ -77,3 +80,51 @@ def test_json(path):
 
 def test_sha256(path):
     assert files.sha256(path) == hashlib.sha256(b"old").hexdigest()
+
+
+# --- Arrays ------------------------------------------------------------------
+
+
+def test_arrays(tmp_path):
+    np.savez(tmp_path / "a.npz", some=np.arange(3), text=np.array("é"))
+    found = files.read_npz(tmp_path / "a.npz")
+    assert sorted(found) == ["some", "text"]
+    np.testing.assert_array_equal(found["some"], np.arange(3))
+    assert str(found["text"]) == "é"
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def objects_in_npz(path, trap):
+    # The harmless one first: it must not be needed to refuse the file.
+    np.savez(path, fine=np.zeros(2), bad=np.array([trap], object))
+
+
+def objects_in_npy(path, trap):
+    with open(path, "wb") as file:  # np.save would add a suffix
+        np.save(file, np.array([trap], object))
+
+
+def bare_pickle(path, trap):
+    path.write_bytes(pickle.dumps(trap))
+
+
+@pytest.mark.parametrize("write", [objects_in_npz, objects_in_npy, bare_pickle])
+def test_pickles_are_refused_unopened(tmp_path, write):
+    path, trace = tmp_path / "a.npz", tmp_path / "opened"
+    write(path, Trap(trace))
+    with pytest.raises(files.DamagedFile):
+        files.read_npz(path)
+    assert not trace.exists()
+    # The trap is one: whoever lets pickles in springs it.
+    with contextlib.suppress(Exception):
+        np.load(path, allow_pickle=True)["bad"]
+    assert trace.exists()

@@ -139,9 +139,15 @@ def test_one_update_is_what_the_formulas_say(begun, update):
         )
 
 
-def test_two_devices_average_their_gradients(begun):
-    """Under vmap as under pmap, and cheaper to compile."""
+@pytest.fixture(scope="module")
+def on_two_devices(begun):
+    """(state, batches of one critic step each, state after, metrics).
+
+    Under vmap as under pmap, and cheaper to compile.
+    """
     state, batches = begun
+    # The first device's batch is the first one, the second's is the second.
+    batches = jax.tree.map(lambda leaf: leaf[:, None], batches)
     after, metrics = jax.jit(
         jax.vmap(
             functools.partial(
@@ -154,13 +160,45 @@ def test_two_devices_average_their_gradients(begun):
             in_axes=(None, 0),
             axis_name="d",
         )
-    )(state, jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), batches))
+    )(state, batches)
+    return state, batches, after, metrics
+
+
+def test_two_devices_average_their_gradients(on_two_devices):
+    _, _, after, metrics = on_two_devices
     for name in ("critic", "generator", "average"):
         for leaf in jax.tree.leaves(getattr(after, name)):
             np.testing.assert_allclose(leaf[0], leaf[1], atol=1e-6)
-    # The same images on both, but noise of each device's own: the losses that
-    # went into the means differ, and the means do not.
+    # Images and noise are each device's own: the losses that went into the
+    # means differ, and the means do not.
     assert float(metrics["critic_loss"][0]) == float(metrics["critic_loss"][1])
+
+
+def test_devices_draw_noise_of_their_own(on_two_devices):
+    state, batches, _, metrics = on_two_devices
+
+    @jax.jit
+    def fake_score(augment_key, key, labels):
+        """What the critic says before its first step, as the formulas do."""
+        images = GENERATOR.apply(
+            {"params": state.generator, "spectral": state.generator_spectral},
+            gan.noise(key, 4, 4),
+            labels,
+        )
+        scores = CRITIC.apply(
+            {"params": state.critic, "spectral": state.critic_spectral},
+            gan._seen(augment_key, images, SETTINGS.augment),
+            labels,
+        )
+        return scores.mean()
+
+    step_key = jax.random.fold_in(state.key, state.step)
+    found = []
+    for device in range(2):
+        keys = jax.random.split(jax.random.fold_in(step_key, device))
+        _, *fake_keys = jax.random.split(keys[0], 3)
+        found.append(fake_score(*fake_keys, batches.labels[device, 0]))
+    np.testing.assert_allclose(metrics["fake_score"], np.mean(found), rtol=1e-4)
 
 
 def test_averaged_generator_is_folded_and_repeatable(begun):
@@ -169,6 +207,39 @@ def test_averaged_generator_is_folded_and_repeatable(begun):
     again, same = gan.averaged(state, GENERATOR, 4)
     assert apply == again and apply.module.form == biggan.FOLDED
     jax.tree.map(np.testing.assert_array_equal, params, same)
+    # The last parameters have no part in it, the average has.
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, state.generator)
+    _, same = gan.averaged(state.replace(generator=broken), GENERATOR, 4)
+    jax.tree.map(np.testing.assert_array_equal, params, same)
+    _, other = gan.averaged(state.replace(average=broken), GENERATOR, 4)
+    assert all(np.isnan(leaf).any() for leaf in jax.tree.leaves(other))
+
+
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_moments_are_of_many_batches_and_of_every_class(
+    begun, monkeypatch, batch_size
+):
+    """Fewer images in a batch than classes, and more."""
+    monkeypatch.setattr(
+        biggan,
+        "fold",
+        lambda module, params, spectral, noise, labels: (
+            module,
+            {"noise": noise, "labels": labels},
+        ),
+    )
+    # Of this test alone: what is compiled for it folds nothing.
+    generator = GENERATOR.clone(width=3)
+    _, given = gan.averaged(begun[0], generator, batch_size)
+    noise, labels = (np.asarray(given[name]) for name in ("noise", "labels"))
+    assert noise.shape == (16, batch_size, 4)
+    assert labels.shape == (16, batch_size)
+    counts = np.bincount(labels.ravel(), minlength=3)
+    assert counts.max() - counts.min() <= 1
+    # Batches mix the classes as training does, and no noise comes twice.
+    if batch_size >= 3:
+        assert all(set(batch) == {0, 1, 2} for batch in labels.tolist())
+    assert len(np.unique(noise)) == noise.size
 
 
 def test_frechet_distance():

@@ -330,6 +330,31 @@ def test_devices_agree(caplog):
     assert abs(grads[0] - grads[1]) > 1e-3
 
 
+def test_segments_draw_by_step_and_place():
+    """Equal segments, so that their batches alone tell them apart."""
+    call = dict(apply_fn=training.apply_fn_of(LINEAR), settings=PLAIN)
+    segment = jax.tree.map(lambda leaf: leaf[0], segments(1, LINEAR))
+    data = jax.tree.map(lambda leaf: np.stack([leaf] * 8), segment)
+    begun = begin(PLAIN, LINEAR)
+    spread = parallel.over_devices(functools.partial(iadd.update, **call))
+    loss_of = jax.jit(
+        lambda key: iadd.distill_loss(
+            iadd.distilled(begun, PLAIN), None, segment, key, **call
+        )[0]
+    )
+    for step in (0, 5):
+        state = begun.replace(step=jnp.asarray(step, jnp.int32))
+        step_key = jax.random.fold_in(begun.key, step)
+        losses = [loss_of(jax.random.fold_in(step_key, i)) for i in range(8)]
+        # Any two segments that drew the same would show in the mean.
+        assert np.diff(np.sort(losses)).min() > 1e-3 * np.mean(losses)
+        expected = pytest.approx(float(np.mean(losses)), rel=1e-5)
+        _, alone = update(state, data, settings=PLAIN, network=LINEAR)
+        assert float(alone["loss"]) == expected
+        _, found = spread(parallel.replicate(state), parallel.shard(data))
+        assert float(found["loss"]) == expected
+
+
 # --- The forms of W ----------------------------------------------------------
 
 

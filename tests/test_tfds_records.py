@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -156,6 +157,11 @@ def test_stamp_follows_the_files(as_tfrecord):
     path.write_bytes(path.read_bytes() + b"x")
     again = tfds_records.open_tfds("tiny_pictures", str(as_tfrecord))
     assert again.stamp != first.stamp
+    # Of the same size: the time alone tells.
+    later = path.stat().st_mtime_ns + 1_000
+    os.utime(path, ns=(later, later))
+    touched = tfds_records.open_tfds("tiny_pictures", str(as_tfrecord))
+    assert touched.stamp not in (first.stamp, again.stamp)
 
 
 @pytest.mark.parametrize("kept", [-3, 5, 40])
