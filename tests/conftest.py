@@ -3,10 +3,12 @@
 import os
 
 # Before JAX is imported: it reads both once. Nearly all of the time goes into
-# compiling, half of it into machine code better than tiny arrays need.
+# compiling, most of it into machine code better than tiny arrays need: the
+# fusion emitters alone treble the time of a large gradient.
 os.environ["XLA_FLAGS"] = " ".join(
     (
         "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",
         "--xla_cpu_parallel_codegen_split_count=1",
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=4",
