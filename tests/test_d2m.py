@@ -46,12 +46,11 @@ def gen_params():
 def groups():
     """Four batches of six images, each with a network of its own."""
     rng = np.random.default_rng(0)
-    networks = [
-        models.init_params(NETWORK, jax.random.key(seed), (8, 8, 1))
-        for seed in range(4)
-    ]
+    networks = jax.jit(
+        jax.vmap(lambda key: models.init_params(NETWORK, key, (8, 8, 1)))
+    )(jax.vmap(jax.random.key)(jnp.arange(4)))
     return d2m.Group(
-        jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks),
+        networks,
         jnp.asarray(rng.integers(0, 256, (4, 6, 8, 8, 1)), jnp.uint8),
         jnp.tile(jnp.repeat(jnp.arange(3), 2), (4, 1)),
     )
@@ -78,23 +77,30 @@ def test_loss_is_the_sum_of_its_terms(gen_params, groups):
             params, group, key, settings=SETTINGS, **CALL
         )
     )(gen_params)
-    noise_key, augment_key = jax.random.split(key)
-    fake = d2m.generate(APPLY, gen_params, noise_key, group.labels)
 
-    def seen(pixels):
-        inputs = augment(augment_key, (pixels - 0.4) / 0.3, SETTINGS.augment)
-        return NETWORK.apply({"params": group.network}, inputs)
+    @jax.jit
+    def by_hand(params):
+        noise_key, augment_key = jax.random.split(key)
+        fake = d2m.generate(APPLY, params, noise_key, group.labels)
 
-    (real_logits, real), (fake_logits, made) = (
-        seen(jnp.asarray(group.images) / 255.0),
-        seen(fake),
-    )
-    embedding = losses.embedding_matching_loss(
-        real, made, jax.nn.one_hot(group.labels, 3), power=4
-    )
-    prediction = losses.prediction_matching_loss(
-        real_logits, fake_logits, temperature=4.0
-    )
+        def seen(pixels):
+            inputs = augment(
+                augment_key, (pixels - 0.4) / 0.3, SETTINGS.augment
+            )
+            return NETWORK.apply({"params": group.network}, inputs)
+
+        (real_logits, real), (fake_logits, made) = (
+            seen(jnp.asarray(group.images) / 255.0),
+            seen(fake),
+        )
+        embedding = losses.embedding_matching_loss(
+            real, made, jax.nn.one_hot(group.labels, 3), power=4
+        )
+        return embedding, losses.prediction_matching_loss(
+            real_logits, fake_logits, temperature=4.0
+        )
+
+    embedding, prediction = by_hand(gen_params)
     assert float(terms["embedding"]) == pytest.approx(
         float(embedding), rel=1e-4
     )
@@ -211,17 +217,37 @@ def test_groups_draw_by_step_and_place():
         assert float(found["loss"]) == expected
 
 
-@pytest.mark.parametrize("field", ["embedding", "balance"])
-def test_a_term_of_weight_zero_is_left_out(gen_params, groups, field):
+LEFT_OUT = {
+    field: SETTINGS._replace(**{field: 0.0}, augment=())
+    for field in ("embedding", "balance")
+}
+
+
+@pytest.fixture(scope="module")
+def losses_of_one_term(gen_params, groups):
+    """{what is left out: (loss, terms)}, compiled as one."""
+
+    @jax.jit
+    def both(params):
+        return {
+            field: d2m.distill_loss(
+                params,
+                first(groups),
+                jax.random.key(0),
+                settings=settings,
+                **CALL,
+            )
+            for field, settings in LEFT_OUT.items()
+        }
+
+    return both(gen_params)
+
+
+@pytest.mark.parametrize("field", LEFT_OUT)
+def test_a_term_of_weight_zero_is_left_out(losses_of_one_term, field):
     other = {"embedding": "prediction", "balance": "embedding"}[field]
-    settings = SETTINGS._replace(**{field: 0.0}, augment=())
-    loss, terms = d2m.distill_loss(
-        gen_params,
-        first(groups),
-        jax.random.key(0),
-        settings=settings,
-        **CALL,
-    )
+    loss, terms = losses_of_one_term[field]
+    settings = LEFT_OUT[field]
     weight = settings.balance if other == "prediction" else settings.embedding
     assert float(loss) == pytest.approx(weight * float(terms[other]))
 

@@ -70,33 +70,38 @@ def test_one_update_is_what_the_formulas_say(begun, update):
             mutable=["spectral"],
         )
 
-    adam = optax.adam(2e-3, b1=0.0, b2=0.999)
-    critic, spectral = state.critic, state.critic_spectral
-    opt = adam.init(critic)
-    losses = []
-    for step in range(2):
-        real_key, fake_key, noise_key = jax.random.split(keys[step], 3)
-        labels = batches.labels[step]
-        real = gan._seen(real_key, batches.images[step], ("crop",))
+    def critic_loss(params, spectral, key, images, labels):
+        real_key, fake_key, noise_key = jax.random.split(key, 3)
+        real = gan._seen(real_key, images, ("crop",))
         fake, _ = made(state.generator, noise_key, labels)
         fake = gan._seen(fake_key, fake, ("crop",))
+        scores, found = judged(
+            params,
+            spectral,
+            jnp.concatenate([real, fake]),
+            jnp.concatenate([labels, labels]),
+        )
+        hinge = jax.nn.relu(1 - scores[:4]).mean()
+        return hinge + jax.nn.relu(1 + scores[4:]).mean(), found
 
-        def loss_of(params):
-            scores, found = judged(
-                params,
-                spectral,
-                jnp.concatenate([real, fake]),
-                jnp.concatenate([labels, labels]),
-            )
-            hinge = jax.nn.relu(1 - scores[:4]).mean()
-            return hinge + jax.nn.relu(1 + scores[4:]).mean(), found
+    adam = optax.adam(2e-3, b1=0.0, b2=0.999)
+    opt = jax.jit(adam.init)(state.critic)
 
-        (loss, found), grads = jax.jit(
-            jax.value_and_grad(loss_of, has_aux=True)
-        )(critic)
+    @jax.jit
+    def step_critic(critic, spectral, opt, *inputs):
+        (loss, found), grads = jax.value_and_grad(critic_loss, has_aux=True)(
+            critic, spectral, *inputs
+        )
         updates, opt = adam.update(grads, opt)
         critic = optax.apply_updates(critic, updates)
-        spectral = found["spectral"]
+        return critic, found["spectral"], opt, loss
+
+    critic, spectral = state.critic, state.critic_spectral
+    losses = []
+    for key, images, labels in zip(keys, *batches):
+        critic, spectral, opt, loss = step_critic(
+            critic, spectral, opt, key, images, labels
+        )
         losses.append(float(loss))
     assert float(metrics["critic_loss"]) == pytest.approx(
         np.mean(losses), rel=1e-4
