@@ -85,6 +85,39 @@ def test_stored_is_what_was_trained(recorded):
     assert len(np.unique(rows, axis=0)) == COUNT * (EPOCHS + 1)
 
 
+def test_every_epoch_has_an_order_of_its_own():
+    """Epoch by epoch from where the one before it ended, with its own key."""
+    recipe = RECIPE._replace(momentum=0.0)
+    key, batch = jax.random.fold_in(KEY, 0), Batch(*map(jnp.asarray, data()))
+    snapshots = [
+        jax.tree.map(lambda leaf: leaf[0], params)
+        for params in train_teachers(
+            key[None], batch, NETWORK, recipe=recipe, learning_rate=RATE
+        )
+    ]
+    optimizer = training.sgd(recipe, RATE, 1)
+
+    @jax.jit
+    def epoch(params, key):
+        after, *_ = training.train_epochs(
+            training.supervised_loss(
+                training.apply_fn_of(NETWORK), recipe.augment
+            ),
+            optimizer,
+            params,
+            optimizer.init(params),
+            lambda key: batch,
+            key[None],
+            batch_size=recipe.batch_size,
+        )
+        return after
+
+    _, order_key = jax.random.split(key)
+    for number in range(EPOCHS):
+        found = epoch(snapshots[number], jax.random.fold_in(order_key, number))
+        assert_same(found, snapshots[number + 1], 1e-6)
+
+
 def test_bfloat16(recorded, tmp_path):
     narrow = make(tmp_path, dtype="bfloat16")
     for teacher, epoch in ((0, 0), (2, EPOCHS)):
