@@ -33,15 +33,16 @@ from ddjax import (
     d2m,
     evaluate,
     files,
-    generator_report,
     metrics,
     models,
     parallel,
-    picture,
     training,
     trajectories,
 )
 from ddjax.data import preprocess, sources
+from ddjax.pages import gan as gan_page
+from ddjax.pages import pictures
+from ddjax.pages import report as report_page
 from ddjax.types import Batch, InputError
 
 _STATE, _BATCHES, _LOOKS, _FINAL = range(200, 204)
@@ -90,7 +91,7 @@ def run(config, workdir: Path, shared: launch.Shared) -> None:
     if given is None:
         folder = gan_script.train(config, setting, shared)
         given = artifact.load_generator(folder / "generator.npz")
-        generator_report.copy_pretraining(folder, workdir)
+        gan_page.copy_pretraining(folder, workdir)
     given = given._replace(preprocessing=setting.preprocessing)
     if not kept.exists():
         kept.parent.mkdir(exist_ok=True)
@@ -533,7 +534,7 @@ def conclude(config, workdir, setting, settings, given, shared) -> None:
     )
     files.write_json(workdir / "eval.json", scores)
     _keep_samples(config, workdir, setting, given, found)
-    generator_report.write_d2m_report(workdir)
+    report_page.write_page(workdir)
     print_scores(scores)
     print(
         f"the generator has as many numbers as {found.size_in_images:.1f} "
@@ -672,7 +673,7 @@ def _keep_samples(config, workdir, setting, given, found):
     made["real"] = np.asarray(preprocess.to_unit(train.images[rows]))
     with files.atomic_write(workdir / "samples.npz") as file:
         np.savez(file, labels=labels, **made)
-    picture.save_picture(
+    pictures.save_picture(
         workdir / "distilled.png",
         made["distilled"],
         labels,

@@ -32,7 +32,6 @@ from ddjax import (
     evaluate,
     files,
     gan,
-    generator_report,
     metrics,
     parallel,
     training,
@@ -40,6 +39,7 @@ from ddjax import (
 )
 from ddjax.data import preprocess, sources
 from ddjax.models import biggan
+from ddjax.pages import report as report_page
 from ddjax.types import Batch, InputError
 
 _STATE, _DATA, _SAMPLES, _QUALITY = range(100, 104)
@@ -481,7 +481,7 @@ def _conclude(config, setting, networks, folder, shared, state, shaped_by):
         | {"size_in_images": found.size_in_images},
     )
     # Last: the page is the sign that the folder is finished.
-    generator_report.write_gan_report(folder)
+    report_page.write_page(folder)
 
 
 if __name__ == "__main__":

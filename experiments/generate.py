@@ -19,8 +19,9 @@ import jax
 import launch
 import numpy as np
 
-from ddjax import artifact, picture
+from ddjax import artifact
 from ddjax.data import sources
+from ddjax.pages import pictures
 from ddjax.types import InputError
 
 _MOST = 1 << 32  # values of all images, 16 GiB
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
             found.metadata | {"seed": args.seed, "ipc": args.ipc},
         ),
     )
-    picture.save_picture(args.out / "distilled.png", images, labels, names)
+    pictures.save_picture(args.out / "distilled.png", images, labels, names)
     print(
         f"{len(images)} images of {len(chosen)} classes: "
         f"{args.out / 'distilled.npz'}, {args.out / 'distilled.png'}"

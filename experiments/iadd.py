@@ -35,13 +35,13 @@ from ddjax import (
     metrics,
     models,
     parallel,
-    picture,
-    report,
     training,
     trajectories,
 )
 from ddjax import importance as importance_lib
 from ddjax.data import preprocess, sources
+from ddjax.pages import pictures
+from ddjax.pages import report as report_page
 from ddjax.types import Batch, InputError, Segment
 
 # What each stage's key is folded with; the numbers are names.
@@ -490,14 +490,14 @@ def conclude(config, workdir, setting, settings, initial, store, state):
             images=np.asarray(pixels(initial.images)),
             labels=np.asarray(initial.labels),
         )
-    picture.save_picture(
+    pictures.save_picture(
         workdir / "distilled.png",
         np.asarray(pixels(chosen.images)),
         np.asarray(chosen.labels).argmax(-1),
         names,
     )
     files.write_json(workdir / "eval.json", scores)
-    report.write_report(workdir)
+    report_page.write_page(workdir)
     for row, by_model in scores.items():
         for model, score in by_model.items():
             result = evaluate.summarise(score["accuracies"])

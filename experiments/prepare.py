@@ -16,8 +16,8 @@ from pathlib import Path
 import launch
 import teachers
 
-from ddjax import data_page
 from ddjax.data import preprocess
+from ddjax.pages import data as data_page
 
 
 def run(config, workdir: Path, shared: launch.Shared) -> None:
@@ -40,7 +40,7 @@ def run(config, workdir: Path, shared: launch.Shared) -> None:
         facts["Ignored files"] = str(manifest["ignored"])
     height, width, channels = splits.train.images.shape[1:]
     sizes = {f"{width} x {height}": sum(len(part.labels) for part in splits)}
-    path = data_page.write_data_page(
+    path = data_page.write_page(
         workdir / "data.html",
         title=f"Data: {workdir.name.removeprefix('prepare-')}",
         facts=facts,

@@ -3,28 +3,19 @@
     python experiments/report.py --workdir=runs/iadd-tiny
 
 Prints the path of the page. What is in the folder decides which page it is: of
-a run of IADD or D2M, or of a pre-training. ddjax/report.py and
-ddjax/generator_report.py list the artefacts that each needs.
+a run of IADD or D2M, or of a pre-training. The modules of
+ddjax/pages list the artefacts that each needs.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from ddjax import generator_report, report
+from ddjax.pages import report
 from ddjax.types import InputError
-
-
-def writer_of(folder: Path) -> Callable[[Path], Path]:
-    """What writes the page of such a folder."""
-    if (folder / "generator").is_dir():
-        return generator_report.write_d2m_report
-    if (folder / "generator.npz").exists():
-        return generator_report.write_gan_report
-    return report.write_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        print(writer_of(args.workdir)(args.workdir))
+        print(report.write_page(args.workdir))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

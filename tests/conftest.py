@@ -29,3 +29,22 @@ def x64():
     """A test in double precision."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def generator(tmp_path_factory):
+    """A generator's file, of three classes."""
+    from page_folders import make_generator
+
+    return make_generator(tmp_path_factory.mktemp("made") / "generator.npz")
+
+
+@pytest.fixture
+def pretraining(tmp_path, generator):
+    """A pre-training; nothing logged: drawing curves takes most of a page's
+    time."""
+    from page_folders import make_pretraining
+
+    folder = make_pretraining(tmp_path, generator)
+    (folder / "metrics.jsonl").write_text("")
+    return folder

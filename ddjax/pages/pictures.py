@@ -12,14 +12,28 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ddjax.files import atomic_write
+from ddjax.pages.page import Picture, embed
 from ddjax.types import InputError
 
-__all__ = ["picture", "save_picture"]
+__all__ = [
+    "TILE",
+    "classes_across",
+    "few_of_each",
+    "for_phones",
+    "picture",
+    "save_picture",
+    "titled",
+]
+
+TILE = 64
+"""Pixels a side, of images that are to be looked at."""
 
 _GAP = 4
 _BACKGROUND, _TEXT = (242, 242, 242), (32, 32, 32)
 _COMFORTABLE = 6_000_000  # pixels; beyond, tiles are made smaller
 _LARGEST = 16_000_000  # beyond, fewer images are shown
+_BAND = 360  # pixels: a phone's width, and a third of the page's
+_CLASSES = 20  # in a picture of a few images of each class
 
 
 def picture(
@@ -156,3 +170,69 @@ def save_picture(
     image = picture(images, labels, class_names, scale=scale)
     with atomic_write(path) as file:
         image.save(file, "PNG", optimize=True)
+
+
+def titled(
+    title: str, images: Any, labels: Any, names: Sequence[str], **layout: Any
+) -> tuple[str, Picture]:
+    """(title, ``picture(...)``) for a page; ``layout`` are its options."""
+    alt = (
+        f"{title}: {len(images)} images of {len(np.unique(labels))} classes, "
+        "one column per class"
+    )
+    return title, embed(picture(images, labels, names, **layout), alt)
+
+
+def few_of_each(
+    labels: np.ndarray, *, each: int | None = None, shown: int = 0
+) -> np.ndarray:
+    """Indices of the first images of each class; of many classes, of some
+    spread over all.
+
+    Args:
+      labels: [n].
+      each: images of a class.
+      shown: where ``each`` is not given, about so many in all, but three to
+        ten of a class.
+    """
+    classes = np.unique(labels)
+    if len(classes) > _CLASSES:
+        spread = np.linspace(0, len(classes) - 1, _CLASSES).astype(int)
+        classes = classes[spread]
+    each = each or min(10, max(3, shown // len(classes)))
+    return np.concatenate(
+        [np.flatnonzero(labels == label)[:each] for label in classes]
+    )
+
+
+def _phone(side: int, tile: int) -> tuple[int, int]:
+    """(edge of a pixel, classes to a band) for tiles of about that size."""
+    scale = max(1, round(tile / side))
+    return scale, max(2, round(_BAND / (scale * side + _GAP)))
+
+
+def classes_across(side: int) -> int:
+    """How many classes stand beside each other on a phone, of images that
+    are to be looked at."""
+    return _phone(side, TILE)[1]
+
+
+def for_phones(
+    title: str,
+    images: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    *,
+    tile: int = TILE,
+) -> tuple[str, Picture]:
+    """``titled``, with class names that can be read on a phone.
+
+    Args:
+      title: over the picture.
+      images: [n h w c] in 0..1.
+      labels: [n].
+      names: of the classes.
+      tile: pixels a side, about.
+    """
+    scale, across = _phone(images.shape[1], tile)
+    return titled(title, images, labels, names, scale=scale, across=across)

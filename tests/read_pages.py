@@ -61,3 +61,9 @@ def check_self_contained(text):
     assert links
     assert all(link.startswith(("data:", "#")) for link in links)
     assert not re.search(r"https?://|@import|url\((?!#)", text)
+
+
+def summary(text):
+    """The first paragraph, in plain words."""
+    text = re.search(r"<p>(.*?)</p>", text, re.S)[1]
+    return re.sub(r"</?strong>", "", text).replace("\xa0", " ")

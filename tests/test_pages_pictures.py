@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddjax import picture
+from ddjax.pages import pictures
 from ddjax.types import InputError
 
 
@@ -34,7 +34,7 @@ def boxes(image, count):
 
 def test_picture_has_one_column_per_class_and_keeps_the_order():
     labels = np.array([1, 0, 1, 0, 1])
-    image = picture.picture(flat(5), labels, ["a", "b"], scale=2)
+    image = pictures.picture(flat(5), labels, ["a", "b"], scale=2)
     assert image.mode == "RGB"
     found = boxes(image, 5)
     assert {box[2:] for box in found} == {(16, 16)}
@@ -45,7 +45,7 @@ def test_picture_has_one_column_per_class_and_keeps_the_order():
 
 def test_picture_of_one_image_per_class_is_rows_of_ten():
     labels = np.arange(12)[::-1]
-    image = picture.picture(flat(12), labels, [], scale=8)
+    image = pictures.picture(flat(12), labels, [], scale=8)
     found = boxes(image, 12)[::-1]
     x, y = np.array(found)[:, :2].T
     assert (np.diff(x[:10]) > 64).all() and len(set(y[:10])) == 1
@@ -58,23 +58,23 @@ def test_picture_of_one_image_per_class_is_rows_of_ten():
 )
 def test_small_images_are_shown_large(side, per_class, expected):
     labels = np.repeat([0, 1], per_class)
-    image = picture.picture(flat(2 * per_class, side), labels, ["a", "b"])
+    image = pictures.picture(flat(2 * per_class, side), labels, ["a", "b"])
     assert boxes(image, 2 * per_class)[0][2:] == (expected, expected)
 
 
 def test_large_pictures_are_limited():
     labels = np.repeat(np.arange(10), 50)
     images = np.zeros((500, 32, 32, 1), np.float32)
-    image = picture.picture(images, labels, [])
+    image = pictures.picture(images, labels, [])
     assert image.width * image.height < 8e6
     images = np.broadcast_to(np.float32(0), (10_000, 64, 64, 1))
-    image = picture.picture(images, np.repeat(np.arange(200), 50), [])
+    image = pictures.picture(images, np.repeat(np.arange(200), 50), [])
     assert image.width * image.height < 2.2e7
 
 
 def test_picture_is_nearest_neighbour_grey_and_clipped():
     pixels = np.array([[-3.0, 0.25], [0.75, 9.0]])
-    image = picture.picture(pixels[None, :, :, None], np.array([0]), [""])
+    image = pictures.picture(pixels[None, :, :, None], np.array([0]), [""])
     left, top, *size = tile(image, (0, 0, 0))
     assert size == [48, 48]
     for i, grey in enumerate((0, 64, 191, 255)):
@@ -84,8 +84,8 @@ def test_picture_is_nearest_neighbour_grey_and_clipped():
 
 
 def test_captions_are_drawn_and_long_ones_stay_in_their_column():
-    blank = picture.picture(flat(2), np.array([0, 1]), ["", ""])
-    long = picture.picture(flat(2), np.array([0, 1]), ["w" * 300, ""])
+    blank = pictures.picture(flat(2), np.array([0, 1]), ["", ""])
+    long = pictures.picture(flat(2), np.array([0, 1]), ["w" * 300, ""])
     changed = np.argwhere((np.asarray(blank) != np.asarray(long)).any(-1))
     left, _, width, _ = boxes(blank, 2)[0]
     assert changed[:, 1].min() >= left
@@ -95,16 +95,16 @@ def test_captions_are_drawn_and_long_ones_stay_in_their_column():
 
 def test_picture_refuses_other_shapes():
     with pytest.raises(InputError, match="at least one"):
-        picture.picture(np.zeros((0, 8, 8, 1)), np.zeros(0, int), [])
+        pictures.picture(np.zeros((0, 8, 8, 1)), np.zeros(0, int), [])
     with pytest.raises(InputError, match=r"labels of shape \(2,\)"):
-        picture.picture(flat(2), np.eye(2), [])
+        pictures.picture(flat(2), np.eye(2), [])
 
 
 def test_save_picture_is_that_picture(tmp_path):
     labels = np.array([0, 1])
     path = tmp_path / "a.png"
-    picture.save_picture(path, flat(2), labels, ["a", "b"], scale=3)
-    expected = picture.picture(flat(2), labels, ["a", "b"], scale=3)
+    pictures.save_picture(path, flat(2), labels, ["a", "b"], scale=3)
+    expected = pictures.picture(flat(2), labels, ["a", "b"], scale=3)
     with Image.open(path) as saved:
         assert saved.format == "PNG"
         assert np.array_equal(np.asarray(saved), np.asarray(expected))
@@ -113,7 +113,7 @@ def test_save_picture_is_that_picture(tmp_path):
 
 def test_classes_to_a_band():
     labels = np.arange(4)
-    narrow = picture.picture(flat(4), labels, [], across=2)
-    wide = picture.picture(flat(4), labels, [])
+    narrow = pictures.picture(flat(4), labels, [], across=2)
+    wide = pictures.picture(flat(4), labels, [])
     assert narrow.width < 0.6 * wide.width
     assert narrow.height > 1.8 * wide.height

@@ -3,9 +3,9 @@
 import re
 
 import pytest
-from pages import parse
+from read_pages import parse
 
-from ddjax import figures, page
+from ddjax.pages import artefacts, figures, layers
 
 
 def alternatives(drawn):
@@ -16,7 +16,7 @@ def alternatives(drawn):
 
 def curves(records, **changes):
     arguments = {"selected": None, "relative": False, "metric": "accuracy"}
-    with page.style():
+    with figures.style():
         return figures.curves(records, **{**arguments, **changes})
 
 
@@ -28,9 +28,9 @@ def test_series_takes_the_later_line_and_only_numbers():
         {"step": 4, "loss": None},
         {"step": 5},
     ]
-    steps, values = figures.series(records, "loss")
+    steps, values = artefacts.series(records, "loss")
     assert steps.tolist() == [1, 3] and values.tolist() == [2.0, 4.0]
-    steps, values = figures.series([], "loss")
+    steps, values = artefacts.series([], "loss")
     assert len(steps) == len(values) == 0
 
 
@@ -69,6 +69,6 @@ def test_the_held_out_score_is_called_by_its_metric():
 
 
 def test_importance_without_records_is_none():
-    assert figures.importance_curves([{"step": 1, "loss": 1.0}]) is None
-    assert figures.importance_bars({}) is None
-    assert figures.differences({}, {}) is None
+    assert layers.importance_curves([{"step": 1, "loss": 1.0}]) is None
+    assert layers.importance_bars({}) is None
+    assert layers.differences({}, {}) is None

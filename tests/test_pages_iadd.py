@@ -7,116 +7,30 @@ import re
 
 import numpy as np
 import pytest
-from pages import cells, check_self_contained, parse, section, sections
+from page_folders import iadd_result as result
+from page_folders import make_iadd, write_eval
+from read_pages import cells, check_self_contained, parse, section, sections
 
-from ddjax import report
+from ddjax.pages import iadd
 from ddjax.types import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent
-TENSORS = {
-    "norm0.scale": 4,
-    "conv0.bias": 4,
-    "conv0.kernel": 36,
-    'head"><i>.kernel': 40,
-}
-
-
-def result(mean, count=3, **more):
-    accuracies = [mean + 0.01 * i for i in range(-(count // 2), count // 2 + 1)]
-    return {
-        "mean": mean,
-        "std": 0.01 if count > 1 else 0.0,
-        "ci95": 0.025 if count > 1 else 0.0,
-        "accuracies": accuracies,
-        **more,
-    }
-
-
-def write_eval(workdir, **rows):
-    (workdir / "eval.json").write_text(json.dumps(rows))
 
 
 @pytest.fixture
 def run(tmp_path):
     """A run folder with every artefact, of two classes."""
-    return make_run(tmp_path)
+    return make_iadd(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     """The page of such a folder."""
-    return page(make_run(tmp_path_factory.mktemp("page")))
-
-
-def make_run(parent):
-    rng = np.random.default_rng(0)
-    workdir = parent / "run<1>"
-    workdir.mkdir()
-    images = rng.uniform(-0.2, 1.2, (4, 8, 8, 1)).astype(np.float32)
-    labels = np.eye(2, dtype=np.float32)[[0, 0, 1, 1]]
-    metadata = {
-        "class_names": ["<b>x", "dog & cat"],
-        "method": "iadd",
-        "model": "convnet",
-        "selected_step": 20,
-    }
-    np.savez(
-        workdir / "distilled.npz",
-        images=images,
-        labels=labels,
-        learning_rate=np.float32(0.01),
-        metadata=json.dumps(metadata),
-    )
-    np.savez(workdir / "initial.npz", images=images**2, labels=labels)
-    config = {
-        "config": {"iadd": {"name": "<script>alert(1)</script>", "span": 3}},
-        "command": "python experiments/iadd.py --config='a<b'",
-        "versions": {"jax": "0.10.2"},
-        "device": "cpu <2>",
-    }
-    (workdir / "config.json").write_text(json.dumps(config))
-    write_eval(
-        workdir,
-        distilled={"convnet": result(0.912), "<i>mlp": result(0.871)},
-        random_real={"convnet": result(0.583)},
-        full_data={"convnet": result(0.977, count=1)},
-        best_of_looks={"convnet": result(0.934, looks=6, step=40)},
-        **{"k<means": {"convnet": result(0.601)}},
-    )
-    lines = [
-        {"step": step, "loss": 1.0 / step, "learning_rate": 0.1, "seconds": 2}
-        for step in range(1, 51)
-    ]
-    for step in (20, 40):
-        scores = {
-            f"held_out_{metric}{end}": value
-            for metric in ("accuracy", "balanced_accuracy")
-            for end, value in (("", 0.8), ("_std", 0.01))
-        }
-        lines.append({"step": step} | scores)
-        weights = {
-            name: {"mean": 1.1, "std": 0.1, "min": 0.9, "max": 1.3}
-            for name in TENSORS
-        }
-        lines.append({"step": step, "importance": weights})
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (workdir / "metrics.jsonl").write_text(text + '{"step": 51, "lo')
-    difference = {}
-    for name, size in TENSORS.items():
-        start = rng.normal(size=size)
-        if name == "conv0.bias":  # rounding and zeros, as before a norm
-            start = 1e-12 * np.arange(size)
-        difference[f"start_target/{name}"] = start.astype(np.float32)
-        difference[f"student_target/{name}"] = (start / 4).astype(np.float32)
-        difference[f"importance/{name}"] = np.exp(rng.normal(size=size)).astype(
-            "f4"
-        )
-    np.savez(workdir / "difference.npz", **difference)
-    return workdir
+    return page(make_iadd(tmp_path_factory.mktemp("page")))
 
 
 def page(workdir):
-    return report.write_report(workdir).read_text("utf-8")
+    return iadd.write_page(workdir).read_text("utf-8")
 
 
 def test_all_sections_in_order(text):
@@ -215,13 +129,13 @@ def test_pictures_have_alternatives(text):
 def test_same_input_same_bytes(run):
     import matplotlib
 
-    first = report.write_report(run).read_bytes()
+    first = iadd.write_page(run).read_bytes()
     with matplotlib.rc_context({"axes.linewidth": 9, "font.size": 20}):
-        second = report.write_report(run).read_bytes()
+        second = iadd.write_page(run).read_bytes()
     assert first == second
     assert not list(run.glob(".*"))  # no partial file stays
     write_eval(run, distilled={"convnet": result(0.5)})
-    assert report.write_report(run).read_bytes() != first
+    assert iadd.write_page(run).read_bytes() != first
 
 
 def test_tensors_come_in_the_order_of_the_network(text):
@@ -229,7 +143,7 @@ def test_tensors_come_in_the_order_of_the_network(text):
         "conv0.kernel",
         "conv0.bias",
         "norm0.scale",
-        "head&quot;&gt;&lt;i&gt;.kernel",
+        "head&#34;&gt;&lt;i&gt;.kernel",
     ]
 
 
@@ -253,7 +167,7 @@ def test_missing_artefact_is_one_sentence_with_a_command(run, name):
         "eval.json": "python experiments/iadd.py --config=",
     }[name]
     with pytest.raises(InputError) as error:
-        report.write_report(run)
+        iadd.write_page(run)
     message = str(error.value)
     assert str(run / name) in message
     assert command in message
@@ -265,14 +179,14 @@ def test_damaged_artefacts_are_named(run):
     lines = (run / "metrics.jsonl").read_text()
     (run / "metrics.jsonl").write_text("{broken\n" + lines)
     with pytest.raises(InputError, match=r"metrics\.jsonl, line 1,"):
-        report.write_report(run)
+        iadd.write_page(run)
     (run / "metrics.jsonl").unlink()
     np.savez(run / "initial.npz", images=np.zeros((2, 8, 8, 1)), labels=[[1]])
     with pytest.raises(InputError, match="not of one run"):
-        report.write_report(run)
+        iadd.write_page(run)
     (run / "initial.npz").write_bytes(b"PK no zip")
     with pytest.raises(InputError, match=r"initial\.npz is not a whole npz"):
-        report.write_report(run)
+        iadd.write_page(run)
 
 
 def script():

@@ -6,11 +6,11 @@ import re
 
 import numpy as np
 import pytest
-from pages import cells, check_self_contained, parse, section, sections
 from PIL import Image
+from read_pages import cells, check_self_contained, parse, section, sections
 
-from ddjax import data_page
 from ddjax.data.sources import Dataset
+from ddjax.pages import data
 from ddjax.types import InputError
 
 NAMES = ("<b>cat", "dog & cow", "z" * 300)
@@ -59,7 +59,7 @@ def write(path, **changes):
         "std": [0.2, 0.3, 0.4],
         **changes,
     }
-    return data_page.write_data_page(path, **arguments)
+    return data.write_page(path, **arguments)
 
 
 @pytest.fixture
@@ -215,8 +215,8 @@ def test_small_images_are_shown_large_pixel_by_pixel(
     pixels = np.random.default_rng(0).integers(
         0, 256, (3, side, side, channels), np.uint8
     )
-    data = Dataset(Lazy(pixels), np.arange(3, dtype=np.int32), NAMES)
-    text = page(splits={"train": data})
+    train = Dataset(Lazy(pixels), np.arange(3, dtype=np.int32), NAMES)
+    text = page(splits={"train": train})
     tile = pictures(text)["dog &amp; cow, number 1"].reshape(edge, edge, -1)
     large = pixels[1].repeat(edge // side, 0).repeat(edge // side, 1)
     assert np.array_equal(tile, large)

@@ -1,0 +1,1 @@
+"""Everything that draws: HTML pages, their figures, and pictures of images."""

@@ -1,0 +1,195 @@
+"""The artefacts in the folder of a run or a pre-training, as a page reads them.
+
+Everything is read without pickle, and what is missing or damaged is named in
+one sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddjax import files
+from ddjax.pages.page import file_size
+from ddjax.types import InputError
+
+__all__ = [
+    "again",
+    "command_of",
+    "config_values",
+    "effort",
+    "file_rows",
+    "flatten",
+    "read_json",
+    "read_metrics",
+    "read_npz",
+    "report_command",
+    "require",
+    "series",
+]
+
+
+def require(folder: Path, names: Iterable[str], command: str) -> None:
+    """Checks that a folder and its artefacts are there.
+
+    Args:
+      folder: where they lie.
+      names: of the artefacts.
+      command: what makes them.
+
+    Raises:
+      InputError: one is missing; it says how to make it.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"there is no run folder {folder}; name the --workdir of a run"
+        )
+    for name in names:
+        if not (folder / name).exists():
+            raise InputError(
+                f"{folder / name} is missing; make it with: {command}"
+            )
+
+
+def command_of(workdir: Path, script: str) -> str:
+    """What makes a run's folder again, as far as the folder tells."""
+    where = f"--workdir={shlex.quote(str(workdir))}"
+    command = f"python experiments/{script} --config=configs/tiny.py {where}"
+    if (workdir / "config.json").exists():
+        config = read_json(workdir / "config.json")
+        command = str(config.get("command", command))
+    return again(workdir, command)
+
+
+def again(folder: Path, command: str) -> str:
+    """The command that makes a folder again: a script takes one with a page
+    for finished."""
+    if (folder / "report.html").exists():
+        page_path = shlex.quote(str(folder / "report.html"))
+        return f"rm {page_path} && {command}"
+    return command
+
+
+def report_command(folder: Path) -> str:
+    """What makes the page of a folder."""
+    return f"python experiments/report.py --workdir={shlex.quote(str(folder))}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+      InputError: it holds something else.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} should hold one JSON object")
+    return content
+
+
+def read_npz(path: Path, *required: str) -> dict[str, np.ndarray]:
+    """Every array of an .npz file.
+
+    Raises:
+      InputError: it is damaged, or has no array of a required name.
+    """
+    try:
+        arrays = files.read_npz(path)
+    except (files.DamagedFile, OSError) as error:
+        raise InputError(f"{path} is not a whole npz file: {error}") from error
+    for name in required:
+        if name not in arrays:
+            raise InputError(f"{path} has no array named {name}")
+    return arrays
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; [] where there is none.
+
+    Raises:
+      InputError: a line other than the last is not JSON.
+    """
+    if not path.exists():
+        return []
+    records = []
+    lines = path.read_text("utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line) if line.strip() else {}
+        except ValueError as error:
+            if number == len(lines):  # the run was stopped while writing it
+                break
+            raise InputError(
+                f"{path}, line {number}, is not JSON: {error}"
+            ) from error
+        if "step" in record:
+            records.append(record)
+    return records
+
+
+def series(
+    records: Iterable[Mapping[str, Any]], name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, values) of one metric. A resumed run may repeat steps: the
+    later line counts."""
+    found = {
+        int(record["step"]): float(record[name])
+        for record in records
+        if isinstance(record.get(name), int | float)
+    }
+    steps = sorted(found)
+    return np.array(steps, int), np.array([found[step] for step in steps])
+
+
+def effort(
+    records: list[dict[str, Any]],
+) -> tuple[int | None, float | None]:
+    """(steps, seconds) that were spent; None for what was not logged."""
+    last = max((int(record["step"]) for record in records), default=None)
+    _, seconds = series(records, "seconds")
+    if last is None or not len(seconds):
+        return last, None
+    # Resumed runs repeat lines, sparse ones lack some: the mean of what is
+    # there, for as many steps as there were.
+    return last, float(seconds.mean()) * last
+
+
+def flatten(value: Any, name: str = "") -> list[list[str]]:
+    """Rows of dotted names and values, however deep a dict is."""
+    if isinstance(value, dict) and value:
+        return [
+            row
+            for key, inner in value.items()
+            for row in flatten(inner, f"{name}.{key}" if name else str(key))
+        ]
+    return [[name, value if isinstance(value, str) else json.dumps(value)]]
+
+
+def file_rows(folder: Path, what: Mapping[str, str]) -> list[list[str]]:
+    """(name, size, what it is) of the files of {name: what} that are there."""
+    rows = []
+    for name, meaning in what.items():
+        path = folder / name
+        if path.is_dir():
+            rows.append([f"{name}/", "", meaning])
+        elif path.exists():
+            rows.append([name, file_size(path.stat().st_size), meaning])
+    return rows
+
+
+def config_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What templates tell of a run's config.json."""
+    versions = config.get("versions") or {}
+    return {
+        "device": config.get("device"),
+        "config": flatten(config.get("config") or {}),
+        "versions": [[name, str(value)] for name, value in versions.items()],
+    }

@@ -1,0 +1,318 @@
+"""The page of a generator's pre-training, and what is told of it on that of
+its distillation.
+
+    shaped_by.json, generator.npz, quality.json, samples/    required
+    metrics.jsonl                                            if there
+
+A generator may be shared between runs, and the page of a run is to be readable
+without it: ``copy_pretraining`` takes a part along.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ddjax import artifact, evaluate
+from ddjax.files import atomic_write
+from ddjax.pages import artefacts, figures, page, pictures
+from ddjax.types import InputError
+
+__all__ = [
+    "copy_pretraining",
+    "generate_command",
+    "generator_values",
+    "pretraining_values",
+    "write_page",
+]
+
+_FILES = {
+    "shaped_by.json": "all that shaped the generator",
+    "metrics.jsonl": "what was logged, one JSON object a line",
+    "checkpoints": "states that the pre-training can be continued from",
+    "samples": "images of the same noise at every look",
+    "generator.npz": "the generator, with all that is needed to use it",
+    "quality.json": "how good its images are",
+}
+_LAST = 100  # images of the last look
+_MOST_LOOKS = 12
+
+
+def write_page(folder: Path) -> Path:
+    """Writes ``report.html`` of a pre-training, whole or not at all.
+
+    Args:
+      folder: of the pre-training; the top of this file lists what is read.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      InputError: a required artefact is missing, or one cannot be read.
+    """
+    folder = Path(folder)
+    command = artefacts.again(folder, _command(folder))
+    needed = ("shaped_by.json", "generator.npz", "quality.json", "samples")
+    artefacts.require(folder, needed, command)
+    shaped_by = artefacts.read_json(folder / "shaped_by.json")
+    found = artifact.load_generator(folder / "generator.npz")
+    names = found.metadata["class_names"]
+    looks = _read_looks(folder)
+    distil = (
+        "python experiments/d2m.py --config=configs/NAME.py "
+        f"--config.d2m.generator={shlex.quote(str(folder))}"
+    )
+    return page.write(
+        folder / "report.html",
+        "gan.html",
+        title=f"Pre-training report: {folder.resolve().name}",
+        generator=generator_values(found),
+        generator_file="generator.npz",
+        updates=looks.steps[-1],
+        pictures=_last_look(folder, names),
+        pretraining=_values(folder, looks, names, command),
+        files=artefacts.file_rows(folder, _FILES),
+        commands=[
+            _command(folder),
+            generate_command(folder),
+            distil,
+            artefacts.report_command(folder),
+        ],
+        config=artefacts.flatten(shaped_by),
+    )
+
+
+def _command(folder: Path) -> str:
+    """What makes such a folder, as far as the folder tells."""
+    flags = ""
+    if (folder / "shaped_by.json").exists():
+        shaped_by = artefacts.read_json(folder / "shaped_by.json")
+        flags = "".join(
+            f" --config.{name}={shlex.quote(str(value))}"
+            for name, value in shaped_by.items()
+            if name != "data"  # a checksum
+        )
+    return f"python experiments/gan.py --config=configs/NAME.py{flags}"
+
+
+def generate_command(folder: Path) -> str:
+    """What makes images of the generator in a folder."""
+    return (
+        f"python experiments/generate.py --generator={shlex.quote(str(folder))}"
+        " --ipc=50 --seed=0 --out=DIR"
+    )
+
+
+def generator_values(found: artifact.GeneratorArtifact) -> dict[str, Any]:
+    """What templates tell of a generator and its size."""
+    module, size = found.apply.module, found.size_in_images
+    return {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(found.params)),
+        "in_images": f"{size:,.0f}" if size >= 100 else f"{size:.1f}",
+        "classes": module.num_classes,
+        "side": module.size,
+        "channels": module.channels,
+    }
+
+
+class _Looks(NamedTuple):
+    """Images of the same noise while a generator was trained.
+
+    Attributes:
+      steps: [t].
+      images: [t n h w c] in 0..1.
+      labels: [n].
+    """
+
+    steps: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def _read_looks(folder: Path) -> _Looks:
+    """Two images of each class from the samples of a pre-training."""
+    paths = sorted(folder.glob("samples/[0-9]*.npz"))
+    if not paths:
+        raise InputError(
+            f"{folder / 'samples'} holds no samples; make them with: "
+            f"{_command(folder)}"
+        )
+    images, labels = [], None
+    for path in paths:
+        arrays = artefacts.read_npz(path, "images", "labels")
+        if labels is None:
+            labels, shape = arrays["labels"], arrays["images"].shape
+        if (
+            arrays["images"].shape != shape
+            or not np.array_equal(arrays["labels"], labels)
+            or shape[:1] != labels.shape
+            or len(shape) != 4
+        ):
+            raise InputError(
+                f"{path} is not of one pre-training with {paths[0]}: remove "
+                f"{folder / 'samples'} and make it again with: "
+                f"{_command(folder)}"
+            )
+        chosen = pictures.few_of_each(labels, each=2)
+        images.append(arrays["images"][chosen].astype(np.float32))
+    steps = np.array([int(path.stem) for path in paths])
+    return _Looks(steps, np.stack(images), labels[chosen])
+
+
+def copy_pretraining(folder: Path, workdir: Path) -> None:
+    """Puts what the page of D2M tells of a pre-training into
+    ``workdir/pretraining``.
+
+    Args:
+      folder: of the finished pre-training.
+      workdir: of the run that distils its generator.
+
+    Raises:
+      InputError: an artefact of the pre-training is missing or damaged.
+    """
+    folder, target = Path(folder), Path(workdir) / "pretraining"
+    plain = ("metrics.jsonl", "quality.json")
+    artefacts.require(folder, plain, _command(folder))
+    looks = _read_looks(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    for name in plain:
+        with atomic_write(target / name) as file:
+            file.write((folder / name).read_bytes())
+    with atomic_write(target / "samples.npz") as file:
+        np.savez(file, allow_pickle=False, **looks._asdict())
+
+
+def pretraining_values(
+    workdir: Path, names: Sequence[str], command: str
+) -> dict[str, Any] | None:
+    """What templates tell of what ``copy_pretraining`` put into a run's
+    folder; None where there is nothing.
+
+    Args:
+      workdir: of the run.
+      names: of the classes.
+      command: what mends a damaged folder.
+
+    Raises:
+      InputError: a part of it is missing or damaged.
+    """
+    folder = workdir / "pretraining"
+    if not folder.is_dir():
+        return None
+    needed = ("metrics.jsonl", "quality.json", "samples.npz")
+    artefacts.require(folder, needed, command)
+    path = folder / "samples.npz"
+    arrays = artefacts.read_npz(path, *_Looks._fields)
+    looks = _Looks(*(arrays[name] for name in _Looks._fields))
+    if looks.images.shape[:2] != looks.steps.shape + looks.labels.shape:
+        raise InputError(
+            f"{path} holds images {looks.images.shape} of "
+            f"{len(looks.steps)} steps and {len(looks.labels)} labels; make "
+            f"it again with: {command}"
+        )
+    return _values(folder, looks, names, command)
+
+
+def _values(
+    folder: Path, looks: _Looks, names: Sequence[str], command: str
+) -> dict[str, Any]:
+    """What the pages of a pre-training and of a distillation both tell."""
+    records = artefacts.read_metrics(folder / "metrics.jsonl")
+    return {
+        "effort": artefacts.effort(records),
+        "quality": _read_quality(folder / "quality.json", command),
+        "looks": _looks_over_time(looks, names),
+        "curves": _curves(records),
+    }
+
+
+def _read_quality(path: Path, command: str) -> dict[str, Any]:
+    found = artefacts.read_json(path)
+    try:
+        score = evaluate.summarise(found["classification_accuracy"])
+        return {
+            "score": {
+                "mean": score.mean,
+                "ci95": score.ci95,
+                "accuracies": score.accuracy.tolist(),
+            },
+            "distance": f"{found['frechet_distance']:.3g}",
+            "images": int(found["images"]),
+            "features": str(found["features"]),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} does not hold the quality of a generator ({error!r}); "
+            f"make it again with: {command}"
+        ) from error
+
+
+def _looks_over_time(
+    looks: _Looks, names: Sequence[str]
+) -> list[tuple[str, page.Picture]]:
+    """A small grid for each look."""
+    shown = np.arange(len(looks.steps))
+    if len(shown) > _MOST_LOOKS:
+        spread = np.linspace(0, len(shown) - 1, _MOST_LOOKS)
+        shown = np.unique(spread.round().astype(int))
+    return [
+        pictures.for_phones(
+            f"Step {looks.steps[i]}",
+            _thumbnails(looks.images[i]),
+            looks.labels,
+            names,
+            tile=32,
+        )
+        for i in shown
+    ]
+
+
+def _thumbnails(images: np.ndarray) -> np.ndarray:
+    """At most 48 pixels a side, by means of squares."""
+    n, side, _, channels = images.shape
+    factor = 1
+    while side // factor > 48 and side % (2 * factor) == 0:
+        factor *= 2
+    return images.reshape(
+        n, side // factor, factor, side // factor, factor, channels
+    ).mean((2, 4))
+
+
+def _curves(records: list[dict[str, Any]]) -> list[Any]:
+    losses = {"critic_loss": "critic", "generator_loss": "generator"}
+    means = {"real_score": "real images", "fake_score": "generated images"}
+    with figures.style():
+        drawn = (
+            figures.lines(records, "gan-loss", "Losses", losses),
+            figures.lines(
+                records, "gan-score", "The critic's mean scores", means
+            ),
+        )
+    return [figure for figure in drawn if figure]
+
+
+def _last_look(
+    folder: Path, names: Sequence[str]
+) -> list[tuple[str, page.Picture]]:
+    """The samples of the last look, one picture for a few classes each."""
+    arrays = artefacts.read_npz(max(folder.glob("samples/[0-9]*.npz")))
+    chosen = pictures.few_of_each(arrays["labels"], shown=_LAST)
+    images, labels = arrays["images"][chosen], arrays["labels"][chosen]
+    classes = np.unique(labels)
+    across = pictures.classes_across(images.shape[1])
+    drawn = []
+    for first in range(0, len(classes), across):
+        band = classes[first : first + across]
+        here = np.isin(labels, band)
+        title = ", ".join(
+            str(names[i]) if i < len(names) else str(i) for i in band.tolist()
+        )
+        drawn.append(
+            pictures.for_phones(title, images[here], labels[here], names)
+        )
+    return drawn

@@ -1,0 +1,205 @@
+"""The page of a run of IADD or MTT: pictures, curves and tables.
+
+    config.json, distilled.npz, eval.json           required
+    metrics.jsonl, initial.npz, difference.npz      their section, if there
+
+In metrics.jsonl, ``seconds`` is what the update of that line took; of the
+``held_out_*`` scores, the one that the config's ``evaluate.metric`` names is
+drawn. The page is a single file without scripts or outside resources, the same
+bytes for the same artefacts, so it can be mailed, archived and compared.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddjax.pages import artefacts, figures, layers, page, pictures, scores
+from ddjax.types import InputError
+
+__all__ = ["write_page"]
+
+_ROWS = {
+    "distilled": "Distilled images, state selected on held-out images",
+    "distilled_last": "Distilled images, last state",
+    "real_initial": "The real images they started from",
+    "random_real": "As many real images, picked at random",
+    "full_data": "All training data",
+}
+_BIASED = "best_of_looks"
+_RECALLS = {
+    "distilled": "Distilled",
+    "random_real": "Random real",
+    "full_data": "All data",
+}
+_FILES = {
+    "config.json": "configuration, command, versions and device of the run",
+    "metrics.jsonl": "what was logged, one JSON object a line",
+    "checkpoints": "states that the run can be continued from",
+    "distilled.npz": "the distilled images, labels and learning rate, with "
+    "all that is needed to use them",
+    "distilled.png": "a picture of them",
+    "initial.npz": "the real images they started from",
+    "eval.json": "test accuracies of every network trained",
+    "difference.npz": "parameters of one student against its teacher, and W",
+}
+_TILES = 400  # in each of the page's two pictures
+
+
+def write_page(workdir: Path) -> Path:
+    """Writes ``report.html`` of a run folder, whole or not at all.
+
+    Args:
+      workdir: the folder of a run; the top of this file lists what is read.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      InputError: a required artefact is missing, or one cannot be read.
+    """
+    workdir = Path(workdir)
+    artefacts.require(
+        workdir,
+        ("config.json", "distilled.npz", "eval.json"),
+        artefacts.command_of(workdir, "iadd.py"),
+    )
+    config = artefacts.read_json(workdir / "config.json")
+    rows = scores.read_scores(workdir / "eval.json")
+    data = artefacts.read_npz(
+        workdir / "distilled.npz", "images", "labels", "metadata"
+    )
+    records = artefacts.read_metrics(workdir / "metrics.jsonl")
+    metadata = json.loads(str(data["metadata"]))
+    metric = scores.metric_of(config, metadata)
+    method = str(metadata.get("method", "")).upper()
+    selected = metadata.get("selected_step")
+    difference = {}
+    if (workdir / "difference.npz").exists():
+        difference = artefacts.read_npz(workdir / "difference.npz")
+    with figures.style():
+        drawn = {
+            "curves": figures.curves(
+                records,
+                selected=selected,
+                relative=method == "IADD",
+                metric=metric,
+            ),
+            "weights": layers.importance_curves(records),
+            "final": layers.importance_bars(_part(difference, "importance")),
+            "difference": layers.differences(
+                _part(difference, "student_target"),
+                _part(difference, "start_target"),
+            ),
+        }
+    return page.write(
+        workdir / "report.html",
+        "iadd.html",
+        title=f"Distillation report: {workdir.resolve().name}",
+        method=method,
+        metric=metric,
+        selected=selected,
+        shape=data["images"].shape,
+        classes=data["labels"].shape[-1],
+        reached=scores.reached(rows, metadata, metric),
+        effort=artefacts.effort(records),
+        pictures=_pictures(workdir, data, metadata),
+        results=_results(rows),
+        recall=scores.recall(rows, metadata, _RECALLS),
+        files=artefacts.file_rows(workdir, _FILES),
+        commands=_commands(workdir, str(config.get("command", ""))),
+        **artefacts.config_values(config),
+        **drawn,
+    )
+
+
+def _part(arrays: Mapping[str, np.ndarray], prefix: str):
+    """The arrays under ``prefix/``, without it; empty ones left out."""
+    return {
+        name.partition("/")[2]: array
+        for name, array in arrays.items()
+        if name.startswith(f"{prefix}/") and array.size
+    }
+
+
+def _pictures(
+    workdir: Path, data: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
+) -> dict[str, Any]:
+    images, labels = data["images"], data["labels"].argmax(-1)
+    kinds = {"Distilled": images}
+    path = workdir / "initial.npz"
+    if path.exists():
+        initial = artefacts.read_npz(path, "images", "labels")
+        if initial["images"].shape != images.shape:
+            raise InputError(
+                f"{path} holds images of shape {initial['images'].shape}, "
+                f"distilled.npz of {images.shape}: they are not of one run"
+            )
+        kinds["The real images they started from"] = initial["images"]
+        # Learned labels may change their class; a place in one picture must
+        # stay the same place in the other.
+        labels = initial["labels"].argmax(-1)
+    classes = np.unique(labels)
+    per_class = max(1, min(10, _TILES // len(classes)))
+    of_class = [np.flatnonzero(labels == label) for label in classes]
+    chosen = np.concatenate([i[:per_class] for i in of_class[:_TILES]])
+    one_each = max(map(len, of_class)) == 1 or per_class == 1
+    side = max(images.shape[1:3])
+    scale = None if one_each else max(1, math.ceil(64 / side))
+    names = metadata.get("class_names") or []
+    return {
+        "drawn": [
+            pictures.titled(
+                title, pixels[chosen], labels[chosen], names, scale=scale
+            )
+            for title, pixels in kinds.items()
+        ],
+        "shown": len(chosen),
+        "range": (images.min(), images.max()),
+        "outside": np.mean((images < 0) | (images > 1)),
+    }
+
+
+def _results(rows: Mapping[str, scores.Results]) -> dict[str, Any]:
+    """The table of all scores."""
+    balanced = scores.is_unbalanced(rows.values())
+    table, biased = [], []
+    known = [*_ROWS, *(row for row in rows if row not in _ROWS)]
+    for row in sorted(known, key=_BIASED.__eq__):
+        for network, result in rows.get(row, {}).items():
+            label = _ROWS.get(row, row)
+            if row == _BIASED:
+                biased.append(len(table))
+                label = f"Highest test mean of {result.get('looks') or 'all'} "
+                step = result.get("step")
+                label += (
+                    f"looks{f', at step {step}' if step is not None else ''}"
+                )
+                label += " (biased: chosen on the test set)"
+            count, std = len(result.get("accuracies", ())), result.get("std")
+            known_std = std is not None and count > 1
+            table.append(
+                [
+                    label,
+                    network,
+                    page.score(result),
+                    *([scores.balanced_score(result)] if balanced else []),
+                    f"{100 * std:.1f}" if known_std else "",
+                    str(count or ""),
+                ]
+            )
+    return {"rows": table, "biased": biased, "balanced": balanced}
+
+
+def _commands(workdir: Path, run: str) -> list[str]:
+    # The evaluation reads the data and the recipe that the run's flags name.
+    flags = [word for word in run.split() if word.startswith("--config")]
+    evaluate = ["python experiments/evaluate.py"]
+    evaluate += [f"--workdir={shlex.quote(str(workdir))}", *flags]
+    return [run, " ".join(evaluate), artefacts.report_command(workdir)]

@@ -1,0 +1,30 @@
+"""The page of a folder, whatever run or pre-training the folder is of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ddjax.pages import d2m, gan, iadd
+
+__all__ = ["write_page"]
+
+
+def write_page(folder: Path) -> Path:
+    """Writes ``report.html`` of a folder, whole or not at all.
+
+    Args:
+      folder: of a run of IADD or D2M, or of a pre-training; what is in it
+        decides, and each of their modules lists what it reads.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      InputError: a required artefact is missing, or one cannot be read.
+    """
+    folder = Path(folder)
+    if (folder / "generator").is_dir():
+        return d2m.write_page(folder)
+    if (folder / "generator.npz").exists():
+        return gan.write_page(folder)
+    return iadd.write_page(folder)
