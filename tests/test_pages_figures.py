@@ -5,7 +5,7 @@ import re
 import pytest
 from read_pages import parse
 
-from ddjax.pages import artefacts, figures, layers
+from ddjax.pages import artefacts, figures, iadd, layers
 
 
 def alternatives(drawn):
@@ -15,9 +15,8 @@ def alternatives(drawn):
 
 
 def curves(records, **changes):
-    arguments = {"selected": None, "relative": False, "metric": "accuracy"}
-    with figures.style():
-        return figures.curves(records, **{**arguments, **changes})
+    """Those of a run of IADD."""
+    return figures.curves(records, "curve", iadd.CURVES, **changes)
 
 
 def test_series_takes_the_later_line_and_only_numbers():
@@ -38,7 +37,7 @@ def test_series_takes_the_later_line_and_only_numbers():
 def test_curves_tell_their_ends(count):
     records = [{"step": i + 1, "loss": 10.0**-i} for i in range(count)]
     records[-1]["loss"] = 0.5
-    (alt,) = alternatives(curves(records, selected=1, relative=True))
+    (alt,) = alternatives(curves(records, selected=1, relative="Outer loss"))
     first = 1.0 if count > 1 else 0.5
     assert alt == (
         f"Outer loss: loss from {first:.3g} at step 1 to 0.5 at step {count}"
@@ -47,6 +46,7 @@ def test_curves_tell_their_ends(count):
 
 def test_no_metrics_no_figures():
     assert curves([]) == []
+    assert figures.held_out([], selected=None, metric="accuracy") == []
     assert curves([{"step": 1, "else": 1.0}]) == []
 
 
@@ -60,7 +60,7 @@ def test_the_held_out_score_is_called_by_its_metric():
         }
         for i, a in enumerate((0.5, 0.75, 0.7))
     ]
-    (drawn,) = curves(records, selected=5, metric="balanced_accuracy")
+    (drawn,) = figures.held_out(records, selected=5, metric="balanced_accuracy")
     assert alternatives([drawn]) == [
         "Held-out balanced accuracy at 3 looks, highest 75.0% at step 5; "
         "step 5 was selected"

@@ -88,8 +88,12 @@ def test_two_figures_do_not_share_ids():
 
 
 def test_image_is_inside_and_has_an_alternative():
-    picture = page.embed(Image.new("RGB", (3, 2)), 'a "b" <c>')
-    text = render(PARTS + "{{ parts.image(picture) }}", picture=picture)
+    picture = page.image(Image.new("RGB", (3, 2)), 'a "b" <c>')
+    text = render(
+        PARTS + '{{ parts.images("wide", [("<t>", picture)]) }}',
+        picture=picture,
+    )
+    assert "<figcaption>&lt;t&gt;</figcaption><img src=" in text
     attributes = dict(parse(text).attributes)
     assert attributes["src"].startswith("data:image/png;base64,")
     assert attributes["alt"] == 'a "b" <c>'

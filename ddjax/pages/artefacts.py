@@ -1,7 +1,7 @@
 """The artefacts in the folder of a run or a pre-training, as a page reads them.
 
 Everything is read without pickle, and what is missing or damaged is named in
-one sentence.
+the one sentence of an ``InputError``.
 """
 
 from __future__ import annotations
@@ -18,33 +18,10 @@ from ddjax import files
 from ddjax.pages.page import file_size
 from ddjax.types import InputError
 
-__all__ = [
-    "again",
-    "command_of",
-    "config_values",
-    "effort",
-    "file_rows",
-    "flatten",
-    "read_json",
-    "read_metrics",
-    "read_npz",
-    "report_command",
-    "require",
-    "series",
-]
-
 
 def require(folder: Path, names: Iterable[str], command: str) -> None:
-    """Checks that a folder and its artefacts are there.
-
-    Args:
-      folder: where they lie.
-      names: of the artefacts.
-      command: what makes them.
-
-    Raises:
-      InputError: one is missing; it says how to make it.
-    """
+    """Checks that a folder is there, and its artefacts of these names; the
+    error says by which command they are made."""
     if not folder.is_dir():
         raise InputError(
             f"there is no run folder {folder}; name the --workdir of a run"
@@ -56,7 +33,7 @@ def require(folder: Path, names: Iterable[str], command: str) -> None:
             )
 
 
-def command_of(workdir: Path, script: str) -> str:
+def run_command(workdir: Path, script: str) -> str:
     """What makes a run's folder again, as far as the folder tells."""
     where = f"--workdir={shlex.quote(str(workdir))}"
     command = f"python experiments/{script} --config=configs/tiny.py {where}"
@@ -69,23 +46,13 @@ def command_of(workdir: Path, script: str) -> str:
 def again(folder: Path, command: str) -> str:
     """The command that makes a folder again: a script takes one with a page
     for finished."""
-    if (folder / "report.html").exists():
-        page_path = shlex.quote(str(folder / "report.html"))
-        return f"rm {page_path} && {command}"
-    return command
-
-
-def report_command(folder: Path) -> str:
-    """What makes the page of a folder."""
-    return f"python experiments/report.py --workdir={shlex.quote(str(folder))}"
+    if not (folder / "report.html").exists():
+        return command
+    return f"rm {shlex.quote(str(folder / 'report.html'))} && {command}"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object that a file holds.
-
-    Raises:
-      InputError: it holds something else.
-    """
+    """The JSON object that a file holds."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except ValueError as error:
@@ -96,11 +63,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_npz(path: Path, *required: str) -> dict[str, np.ndarray]:
-    """Every array of an .npz file.
-
-    Raises:
-      InputError: it is damaged, or has no array of a required name.
-    """
+    """Every array of an .npz file, which has those of the required names."""
     try:
         arrays = files.read_npz(path)
     except (files.DamagedFile, OSError) as error:
@@ -112,15 +75,9 @@ def read_npz(path: Path, *required: str) -> dict[str, np.ndarray]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; [] where there is none.
-
-    Raises:
-      InputError: a line other than the last is not JSON.
-    """
-    if not path.exists():
-        return []
+    """The lines of a metrics file; [] where there is none."""
     records = []
-    lines = path.read_text("utf-8").splitlines()
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line) if line.strip() else {}
@@ -149,9 +106,7 @@ def series(
     return np.array(steps, int), np.array([found[step] for step in steps])
 
 
-def effort(
-    records: list[dict[str, Any]],
-) -> tuple[int | None, float | None]:
+def effort(records: list[dict[str, Any]]) -> tuple[int | None, float | None]:
     """(steps, seconds) that were spent; None for what was not logged."""
     last = max((int(record["step"]) for record in records), default=None)
     _, seconds = series(records, "seconds")
@@ -187,9 +142,9 @@ def file_rows(folder: Path, what: Mapping[str, str]) -> list[list[str]]:
 
 def config_values(config: Mapping[str, Any]) -> dict[str, Any]:
     """What templates tell of a run's config.json."""
-    versions = config.get("versions") or {}
     return {
+        "command": str(config.get("command", "")),
         "device": config.get("device"),
         "config": flatten(config.get("config") or {}),
-        "versions": [[name, str(value)] for name, value in versions.items()],
+        "versions": list((config.get("versions") or {}).items()),
     }

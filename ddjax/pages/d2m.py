@@ -46,10 +46,10 @@ _WHAT = {
     "random_real": "Random real",
 }
 _CURVES = {
-    "loss": "Loss",
-    "embedding": "Embedding matching",
-    "prediction": "Prediction matching",
-    "gradient_norm": "Norm of the generator's gradient",
+    "Loss": {"loss": "loss"},
+    "Embedding matching": {"embedding": "embedding"},
+    "Prediction matching": {"prediction": "prediction"},
+    "Norm of the generator's gradient": {"gradient_norm": "gradient norm"},
 }
 _SHOWN = 60  # images of each kind
 
@@ -67,7 +67,7 @@ def write_page(workdir: Path) -> Path:
       InputError: a required artefact is missing, or one cannot be read.
     """
     workdir = Path(workdir)
-    command = artefacts.command_of(workdir, "d2m.py")
+    command = artefacts.run_command(workdir, "d2m.py")
     generator_file = "generator/distilled.npz"
     needed = ("config.json", "samples.npz", "eval.json", generator_file)
     artefacts.require(workdir, needed, command)
@@ -89,36 +89,32 @@ def write_page(workdir: Path) -> Path:
     reached = scores.reached(middle, metadata, metric)
     selected = metadata.get("selected_step")
     looks = zip(*artefacts.series(records, f"held_out_{metric}"))
+    curves = figures.held_out(
+        records, selected=selected, metric=metric, before="before distillation"
+    ) + figures.curves(records, "d2m", _CURVES, selected=selected)
     return page.write(
         workdir / "report.html",
         "d2m.html",
+        folder=workdir,
         title=f"Distillation report: {workdir.resolve().name}",
-        generator=gan.generator_values(found),
-        generator_file=generator_file,
+        generator=gan.generator_values(found, generator_file),
         effort=artefacts.effort(records),
         metric=metric,
         ipc=ipc,
         selected=selected,
         looks=dict(looks),
         reached=reached,
-        gain=_gain(
-            reached.results["distilled"], reached.results.get("pretrained")
-        ),
+        gain=_gain(*map(reached["results"].get, ("distilled", "pretrained"))),
         pictures=_samples(workdir, metadata, command),
         results=_results(protocols, metric),
         recall=scores.recall(
             middle, metadata, {**_WHAT, "full_data": "All data"}
         ),
-        curves=_curves(records, selected, metric),
+        curves=curves,
         pretraining=gan.pretraining_values(
             workdir, metadata["class_names"], command
         ),
         files=artefacts.file_rows(workdir, _FILES),
-        commands=[
-            str(config.get("command", "")),
-            gan.generate_command(workdir),
-            artefacts.report_command(workdir),
-        ],
         **artefacts.config_values(config),
     )
 
@@ -170,52 +166,42 @@ def _samples(
             )
     chosen = pictures.few_of_each(labels, shown=_SHOWN)
     names = metadata.get("class_names") or []
+    few, layout = labels[chosen], pictures.for_phones(shape[1])
     return {
         "drawn": [
-            pictures.for_phones(
-                title, arrays[kind][chosen], labels[chosen], names
-            )
+            pictures.titled(title, arrays[kind][chosen], few, names, **layout)
             for kind, title in _KINDS.items()
         ],
         "shown": len(chosen),
         "images": len(labels),
-        "shown_classes": len(np.unique(labels[chosen])),
+        "shown_classes": len(np.unique(few)),
         "classes": len(names),
     }
 
 
-def _results(
-    protocols: Mapping[str, _ByIpc],
-    metric: str,
-) -> dict[str, Any]:
+def _results(protocols: Mapping[str, _ByIpc], metric: str) -> dict[str, Any]:
     """The tables of all scores."""
     rows = [
         results
         for by_ipc in protocols.values()
-        for whats in by_ipc.values()
-        for results in whats.values()
+        for by_what in by_ipc.values()
+        for results in by_what.values()
     ]
     kinds = ["accuracy"]
     if scores.is_unbalanced(rows):
         kinds.append("balanced_accuracy")
         kinds.sort(key=lambda kind: kind != metric)
     full = protocols.get("", {}).get("", {}).get("full_data", {})
+    cells = (page.score, scores.balanced_score)[: len(kinds)]
     return {
         "kinds": kinds,
         "networks": list(dict.fromkeys(n for part in rows for n in part)),
         "tables": {
-            protocol: {
-                kind: _table(protocols[protocol], kind) for kind in kinds
-            }
-            for protocol in ("stored", "stream")
-            if protocols[protocol]
+            protocol: {kind: _table(by_ipc, kind) for kind in kinds}
+            for protocol, by_ipc in protocols.items()
+            if protocol in ("stored", "stream") and by_ipc
         },
-        "full": [
-            [network, page.score(result), scores.balanced_score(result)][
-                : 1 + len(kinds)
-            ]
-            for network, result in full.items()
-        ],
+        "full": [[n, *(cell(r) for cell in cells)] for n, r in full.items()],
     }
 
 
@@ -225,9 +211,8 @@ def _table(by_ipc: _ByIpc, kind: str) -> dict[str, Any]:
         what for what in _WHAT if any(what in rows for rows in by_ipc.values())
     ]
     networks = {n for rows in by_ipc.values() for n in rows["distilled"]}
-    several = len(networks) > 1
-    head = ["Images per class", *(["Network"] if several else [])]
-    first = len(head)
+    first = 2 if len(networks) > 1 else 1
+    head = ["Images per class", "Network"][:first]
     head += [_WHAT[what] for what in columns]
     paired = "pretrained" in columns
     if paired:
@@ -235,38 +220,12 @@ def _table(by_ipc: _ByIpc, kind: str) -> dict[str, Any]:
     table = []
     for ipc, rows in by_ipc.items():
         for network in rows["distilled"]:
-            results = {}
-            for what in columns:
-                result = rows.get(what, {}).get(network)
-                if result is not None and kind != "accuracy":
-                    result = result.get(kind)
-                results[what] = result
-            cells = [page.score(r) if r else "" for r in results.values()]
+            results = [rows.get(what, {}).get(network) for what in columns]
+            if kind != "accuracy":
+                results = [(result or {}).get(kind) for result in results]
+            cells = [page.score(result) if result else "" for result in results]
             if paired:
-                gain = _gain(results["distilled"], results["pretrained"])
-                cells.insert(2, gain)
-            table.append([ipc, *([network] if several else []), *cells])
+                cells.insert(2, _gain(*results[:2]))
+            table.append([*[ipc, network][:first], *cells])
     numbers = list(range(first, len(head)))
     return {"head": head, "rows": table, "numbers": numbers}
-
-
-def _curves(
-    records: list[dict[str, Any]], selected: int | None, metric: str
-) -> list[Any]:
-    with figures.style():
-        drawn = [
-            figures.held_out(
-                records,
-                selected=selected,
-                metric=metric,
-                before="before distillation",
-            )
-        ]
-        for name, title in _CURVES.items():
-            called = {name: page.words(name)}
-            drawn.append(
-                figures.lines(
-                    records, f"d2m-{name}", title, called, selected=selected
-                )
-            )
-    return [figure for figure in drawn if figure]

@@ -82,17 +82,11 @@ def write_page(
         classes=len(names),
         shapes=list(shapes),
         warnings=_warnings(counts, names),
-        facts=[[name, str(value)] for name, value in facts.items()],
-        overview=[
-            [split, f"{of_class.sum():,}", *_extremes(of_class, names)]
-            for split, of_class in counts.items()
-        ],
+        facts=list(facts.items()),
+        overview=_overview(counts, names),
         counts=_counts(counts, names),
         folded=len(names) > _CLASSES,
-        samples=[
-            _samples(name, split, counts[name])
-            for name, split in splits.items()
-        ],
+        samples=[_samples(name, splits[name], counts[name]) for name in splits],
         edge=_EDGE,
         sizes=_sizes(sizes),
         channels=[
@@ -142,21 +136,29 @@ def _bar(share: float) -> Markup:
     return Markup(f'<i class="bar" style="width:{6 * share:.2f}rem"></i>')
 
 
-def _counts(
+def _overview(
     counts: Mapping[str, np.ndarray], names: Sequence[str]
 ) -> list[list[str]]:
-    """A row for each class: name, and number and bar for each split."""
-    rows = [[name] for name in names]
-    for of_class in counts.values():
-        largest = max(1, of_class.max(initial=0))
-        for row, count in zip(rows, of_class):
-            row += [f"{count:,}", _bar(count / largest)]
+    """Rows of a split, its images, its smallest and its largest class."""
+    rows = []
+    for split, of_class in counts.items():
+        ends = (of_class.argmin(), of_class.argmax()) if len(of_class) else ()
+        told = [f"{of_class[label]:,} ({names[label]})" for label in ends]
+        rows.append([split, f"{of_class.sum():,}", *told])
     return rows
 
 
-def _extremes(of_class: np.ndarray, names: Sequence[str]) -> list[str]:
-    labels = (of_class.argmin(), of_class.argmax()) if len(of_class) else ()
-    return [f"{of_class[label]:,} ({names[label]})" for label in labels]
+def _counts(
+    counts: Mapping[str, np.ndarray], names: Sequence[str]
+) -> dict[str, Any]:
+    """A row for each class: name, and number and bar for each split."""
+    head, rows = ["Class"], [[name] for name in names]
+    for split, of_class in counts.items():
+        head += [split, ""]
+        largest = max(1, of_class.max(initial=0))
+        for row, count in zip(rows, of_class):
+            row += [f"{count:,}", _bar(count / largest)]
+    return {"head": head, "rows": rows}
 
 
 def _spread(count: int, wanted: int) -> np.ndarray:
@@ -167,33 +169,22 @@ def _spread(count: int, wanted: int) -> np.ndarray:
 
 
 def _samples(name: str, split: Dataset, counts: np.ndarray) -> dict[str, Any]:
-    """Some images of some classes of a split."""
+    """Some images of some classes of a split: (class, count, tiles)."""
     each = 8 if name == "train" else 3
-    shown = _spread(len(split.class_names), _CLASSES).tolist()
-    return {
-        "name": name,
-        "each": each,
-        "classes": [
-            {
-                "name": split.class_names[label],
-                "images": _images(int(counts[label])),
-                "tiles": _tiles(split, label, each),
-            }
-            for label in shown
-        ],
-        "large": max(split.images.shape[1:3]) > _EDGE,
-    }
-
-
-def _tiles(split: Dataset, label: int, each: int) -> list[page.Picture]:
-    members = np.flatnonzero(split.labels == label)
-    chosen = members[_spread(len(members), each)]
-    if not len(chosen):
-        return []
-    return [
-        page.embed(_tile(pixels), f"{split.class_names[label]}, number {index}")
-        for index, pixels in zip(chosen, split.images[chosen])
-    ]
+    classes = []
+    for label in _spread(len(split.class_names), _CLASSES).tolist():
+        members = np.flatnonzero(split.labels == label)
+        chosen = members[_spread(len(members), each)]
+        called = split.class_names[label]
+        tiles = [
+            page.image(_tile(pixels), f"{called}, number {index}")
+            for index, pixels in zip(
+                chosen, split.images[chosen] if len(chosen) else ()
+            )
+        ]
+        classes.append((called, int(counts[label]), tiles))
+    shrunk = max(split.images.shape[1:3]) > _EDGE
+    return {"name": name, "each": each, "classes": classes, "shrunk": shrunk}
 
 
 def _tile(pixels: np.ndarray) -> Image.Image:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,13 +23,7 @@ from ddjax.files import atomic_write
 from ddjax.pages import artefacts, figures, page, pictures
 from ddjax.types import InputError
 
-__all__ = [
-    "copy_pretraining",
-    "generate_command",
-    "generator_values",
-    "pretraining_values",
-    "write_page",
-]
+__all__ = ["copy_pretraining", "write_page"]
 
 _FILES = {
     "shaped_by.json": "all that shaped the generator",
@@ -38,6 +32,13 @@ _FILES = {
     "samples": "images of the same noise at every look",
     "generator.npz": "the generator, with all that is needed to use it",
     "quality.json": "how good its images are",
+}
+_CURVES = {
+    "Losses": {"critic_loss": "critic", "generator_loss": "generator"},
+    "The critic's mean scores": {
+        "real_score": "real images",
+        "fake_score": "generated images",
+    },
 }
 _LAST = 100  # images of the last look
 _MOST_LOOKS = 12
@@ -63,96 +64,62 @@ def write_page(folder: Path) -> Path:
     found = artifact.load_generator(folder / "generator.npz")
     names = found.metadata["class_names"]
     looks = _read_looks(folder)
-    distil = (
-        "python experiments/d2m.py --config=configs/NAME.py "
-        f"--config.d2m.generator={shlex.quote(str(folder))}"
-    )
     return page.write(
         folder / "report.html",
         "gan.html",
+        folder=folder,
         title=f"Pre-training report: {folder.resolve().name}",
-        generator=generator_values(found),
-        generator_file="generator.npz",
-        updates=looks.steps[-1],
+        generator=generator_values(found, "generator.npz"),
+        updates=looks["steps"][-1],
         pictures=_last_look(folder, names),
         pretraining=_values(folder, looks, names, command),
         files=artefacts.file_rows(folder, _FILES),
-        commands=[
-            _command(folder),
-            generate_command(folder),
-            distil,
-            artefacts.report_command(folder),
-        ],
+        command=_command(folder),
         config=artefacts.flatten(shaped_by),
     )
 
 
 def _command(folder: Path) -> str:
     """What makes such a folder, as far as the folder tells."""
-    flags = ""
+    words = ["python experiments/gan.py --config=configs/NAME.py"]
     if (folder / "shaped_by.json").exists():
         shaped_by = artefacts.read_json(folder / "shaped_by.json")
-        flags = "".join(
-            f" --config.{name}={shlex.quote(str(value))}"
-            for name, value in shaped_by.items()
-            if name != "data"  # a checksum
-        )
-    return f"python experiments/gan.py --config=configs/NAME.py{flags}"
+        shaped_by.pop("data", None)  # a checksum
+        for name, value in shaped_by.items():
+            words.append(f"--config.{name}={shlex.quote(str(value))}")
+    return " ".join(words)
 
 
-def generate_command(folder: Path) -> str:
-    """What makes images of the generator in a folder."""
-    return (
-        f"python experiments/generate.py --generator={shlex.quote(str(folder))}"
-        " --ipc=50 --seed=0 --out=DIR"
-    )
-
-
-def generator_values(found: artifact.GeneratorArtifact) -> dict[str, Any]:
-    """What templates tell of a generator and its size."""
-    module, size = found.apply.module, found.size_in_images
+def generator_values(
+    found: artifact.GeneratorArtifact, file: str
+) -> dict[str, Any]:
+    """What templates tell of a generator."""
+    size = found.size_in_images
     return {
+        "file": file,
+        "module": found.apply.module,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(found.params)),
         "in_images": f"{size:,.0f}" if size >= 100 else f"{size:.1f}",
-        "classes": module.num_classes,
-        "side": module.size,
-        "channels": module.channels,
     }
 
 
-class _Looks(NamedTuple):
-    """Images of the same noise while a generator was trained.
-
-    Attributes:
-      steps: [t].
-      images: [t n h w c] in 0..1.
-      labels: [n].
-    """
-
-    steps: np.ndarray
-    images: np.ndarray
-    labels: np.ndarray
-
-
-def _read_looks(folder: Path) -> _Looks:
-    """Two images of each class from the samples of a pre-training."""
+def _read_looks(folder: Path) -> dict[str, np.ndarray]:
+    """Two images of each class from the samples of a pre-training, of the
+    same noise at every look: steps [t], images [t n h w c], labels [n]."""
     paths = sorted(folder.glob("samples/[0-9]*.npz"))
     if not paths:
         raise InputError(
             f"{folder / 'samples'} holds no samples; make them with: "
             f"{_command(folder)}"
         )
-    images, labels = [], None
+    images = []
     for path in paths:
         arrays = artefacts.read_npz(path, "images", "labels")
-        if labels is None:
-            labels, shape = arrays["labels"], arrays["images"].shape
-        if (
-            arrays["images"].shape != shape
-            or not np.array_equal(arrays["labels"], labels)
-            or shape[:1] != labels.shape
-            or len(shape) != 4
-        ):
+        here, shape = arrays["labels"], arrays["images"].shape
+        if path == paths[0]:
+            labels, first = here, (len(here), *shape[1:])
+        alike = np.array_equal(here, labels) and shape == first
+        if not alike or len(shape) != 4:
             raise InputError(
                 f"{path} is not of one pre-training with {paths[0]}: remove "
                 f"{folder / 'samples'} and make it again with: "
@@ -161,7 +128,8 @@ def _read_looks(folder: Path) -> _Looks:
         chosen = pictures.few_of_each(labels, each=2)
         images.append(arrays["images"][chosen].astype(np.float32))
     steps = np.array([int(path.stem) for path in paths])
-    return _Looks(steps, np.stack(images), labels[chosen])
+    images, labels = np.stack(images), labels[chosen]
+    return {"steps": steps, "images": images, "labels": labels}
 
 
 def copy_pretraining(folder: Path, workdir: Path) -> None:
@@ -184,50 +152,54 @@ def copy_pretraining(folder: Path, workdir: Path) -> None:
         with atomic_write(target / name) as file:
             file.write((folder / name).read_bytes())
     with atomic_write(target / "samples.npz") as file:
-        np.savez(file, allow_pickle=False, **looks._asdict())
+        np.savez(file, allow_pickle=False, **looks)
 
 
 def pretraining_values(
     workdir: Path, names: Sequence[str], command: str
 ) -> dict[str, Any] | None:
     """What templates tell of what ``copy_pretraining`` put into a run's
-    folder; None where there is nothing.
-
-    Args:
-      workdir: of the run.
-      names: of the classes.
-      command: what mends a damaged folder.
-
-    Raises:
-      InputError: a part of it is missing or damaged.
-    """
+    folder; None where there is nothing. ``command`` mends a damaged one."""
     folder = workdir / "pretraining"
     if not folder.is_dir():
         return None
     needed = ("metrics.jsonl", "quality.json", "samples.npz")
     artefacts.require(folder, needed, command)
     path = folder / "samples.npz"
-    arrays = artefacts.read_npz(path, *_Looks._fields)
-    looks = _Looks(*(arrays[name] for name in _Looks._fields))
-    if looks.images.shape[:2] != looks.steps.shape + looks.labels.shape:
+    looks = artefacts.read_npz(path, "steps", "images", "labels")
+    shape = looks["images"].shape
+    steps, labels = len(looks["steps"]), len(looks["labels"])
+    if shape[:2] != (steps, labels):
         raise InputError(
-            f"{path} holds images {looks.images.shape} of "
-            f"{len(looks.steps)} steps and {len(looks.labels)} labels; make "
-            f"it again with: {command}"
+            f"{path} holds images {shape} of {steps} steps and {labels} "
+            f"labels; make it again with: {command}"
         )
     return _values(folder, looks, names, command)
 
 
 def _values(
-    folder: Path, looks: _Looks, names: Sequence[str], command: str
+    folder: Path, looks: dict[str, Any], names: Sequence[str], command: str
 ) -> dict[str, Any]:
     """What the pages of a pre-training and of a distillation both tell."""
     records = artefacts.read_metrics(folder / "metrics.jsonl")
+    steps, images = looks["steps"], looks["images"]
+    # At most so many looks, the first and the last among them.
+    spread = np.linspace(0, len(steps) - 1, min(len(steps), _MOST_LOOKS))
+    layout = pictures.for_phones(_thumbnails(images[0]).shape[1], 32)
     return {
         "effort": artefacts.effort(records),
         "quality": _read_quality(folder / "quality.json", command),
-        "looks": _looks_over_time(looks, names),
-        "curves": _curves(records),
+        "looks": [
+            pictures.titled(
+                f"Step {steps[i]}",
+                _thumbnails(images[i]),
+                looks["labels"],
+                names,
+                **layout,
+            )
+            for i in spread.round().astype(int)
+        ],
+        "curves": figures.curves(records, "gan", _CURVES),
     }
 
 
@@ -236,11 +208,8 @@ def _read_quality(path: Path, command: str) -> dict[str, Any]:
     try:
         score = evaluate.summarise(found["classification_accuracy"])
         return {
-            "score": {
-                "mean": score.mean,
-                "ci95": score.ci95,
-                "accuracies": score.accuracy.tolist(),
-            },
+            "score": {"mean": score.mean, "ci95": score.ci95}
+            | {"accuracies": score.accuracy.tolist()},
             "distance": f"{found['frechet_distance']:.3g}",
             "images": int(found["images"]),
             "features": str(found["features"]),
@@ -250,26 +219,6 @@ def _read_quality(path: Path, command: str) -> dict[str, Any]:
             f"{path} does not hold the quality of a generator ({error!r}); "
             f"make it again with: {command}"
         ) from error
-
-
-def _looks_over_time(
-    looks: _Looks, names: Sequence[str]
-) -> list[tuple[str, page.Picture]]:
-    """A small grid for each look."""
-    shown = np.arange(len(looks.steps))
-    if len(shown) > _MOST_LOOKS:
-        spread = np.linspace(0, len(shown) - 1, _MOST_LOOKS)
-        shown = np.unique(spread.round().astype(int))
-    return [
-        pictures.for_phones(
-            f"Step {looks.steps[i]}",
-            _thumbnails(looks.images[i]),
-            looks.labels,
-            names,
-            tile=32,
-        )
-        for i in shown
-    ]
 
 
 def _thumbnails(images: np.ndarray) -> np.ndarray:
@@ -283,36 +232,21 @@ def _thumbnails(images: np.ndarray) -> np.ndarray:
     ).mean((2, 4))
 
 
-def _curves(records: list[dict[str, Any]]) -> list[Any]:
-    losses = {"critic_loss": "critic", "generator_loss": "generator"}
-    means = {"real_score": "real images", "fake_score": "generated images"}
-    with figures.style():
-        drawn = (
-            figures.lines(records, "gan-loss", "Losses", losses),
-            figures.lines(
-                records, "gan-score", "The critic's mean scores", means
-            ),
-        )
-    return [figure for figure in drawn if figure]
-
-
-def _last_look(
-    folder: Path, names: Sequence[str]
-) -> list[tuple[str, page.Picture]]:
+def _last_look(folder: Path, names: Sequence[str]) -> list[Any]:
     """The samples of the last look, one picture for a few classes each."""
     arrays = artefacts.read_npz(max(folder.glob("samples/[0-9]*.npz")))
     chosen = pictures.few_of_each(arrays["labels"], shown=_LAST)
     images, labels = arrays["images"][chosen], arrays["labels"][chosen]
     classes = np.unique(labels)
-    across = pictures.classes_across(images.shape[1])
+    layout = pictures.for_phones(images.shape[1])
     drawn = []
-    for first in range(0, len(classes), across):
-        band = classes[first : first + across]
+    for first in range(0, len(classes), layout["across"]):
+        band = classes[first : first + layout["across"]].tolist()
         here = np.isin(labels, band)
         title = ", ".join(
-            str(names[i]) if i < len(names) else str(i) for i in band.tolist()
+            str(names[i]) if i < len(names) else str(i) for i in band
         )
         drawn.append(
-            pictures.for_phones(title, images[here], labels[here], names)
+            pictures.titled(title, images[here], labels[here], names, **layout)
         )
     return drawn

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +48,15 @@ _FILES = {
     "eval.json": "test accuracies of every network trained",
     "difference.npz": "parameters of one student against its teacher, and W",
 }
+CURVES = {
+    "Outer loss": {"loss": "loss"},
+    "Student's inner loss": {
+        "inner_loss_first": "first step",
+        "inner_loss_last": "last step",
+    },
+    "Student's learning rate": {"learning_rate": "learning rate"},
+    "Norm of the images' gradient": {"image_gradient_norm": "norm"},
+}
 _TILES = 400  # in each of the page's two pictures
 
 
@@ -68,7 +76,7 @@ def write_page(workdir: Path) -> Path:
     artefacts.require(
         workdir,
         ("config.json", "distilled.npz", "eval.json"),
-        artefacts.command_of(workdir, "iadd.py"),
+        artefacts.run_command(workdir, "iadd.py"),
     )
     config = artefacts.read_json(workdir / "config.json")
     rows = scores.read_scores(workdir / "eval.json")
@@ -83,24 +91,21 @@ def write_page(workdir: Path) -> Path:
     difference = {}
     if (workdir / "difference.npz").exists():
         difference = artefacts.read_npz(workdir / "difference.npz")
-    with figures.style():
-        drawn = {
-            "curves": figures.curves(
-                records,
-                selected=selected,
-                relative=method == "IADD",
-                metric=metric,
-            ),
-            "weights": layers.importance_curves(records),
-            "final": layers.importance_bars(_part(difference, "importance")),
-            "difference": layers.differences(
-                _part(difference, "student_target"),
-                _part(difference, "start_target"),
-            ),
-        }
+    student, start, weights = (
+        _part(difference, part)
+        for part in ("student_target", "start_target", "importance")
+    )
+    curves = figures.curves(
+        records,
+        "curve",
+        CURVES,
+        selected=selected,
+        relative="Outer loss" if method == "IADD" else "",
+    )
     return page.write(
         workdir / "report.html",
         "iadd.html",
+        folder=workdir,
         title=f"Distillation report: {workdir.resolve().name}",
         method=method,
         metric=metric,
@@ -112,10 +117,13 @@ def write_page(workdir: Path) -> Path:
         pictures=_pictures(workdir, data, metadata),
         results=_results(rows),
         recall=scores.recall(rows, metadata, _RECALLS),
+        curves=curves
+        + figures.held_out(records, selected=selected, metric=metric),
+        weights=layers.importance_curves(records),
+        final=layers.importance_bars(weights),
+        difference=layers.differences(student, start),
         files=artefacts.file_rows(workdir, _FILES),
-        commands=_commands(workdir, str(config.get("command", ""))),
         **artefacts.config_values(config),
-        **drawn,
     )
 
 
@@ -167,7 +175,7 @@ def _pictures(
 
 
 def _results(rows: Mapping[str, scores.Results]) -> dict[str, Any]:
-    """The table of all scores."""
+    """The table of all scores, the biased ones last."""
     balanced = scores.is_unbalanced(rows.values())
     table, biased = [], []
     known = [*_ROWS, *(row for row in rows if row not in _ROWS)]
@@ -177,29 +185,13 @@ def _results(rows: Mapping[str, scores.Results]) -> dict[str, Any]:
             if row == _BIASED:
                 biased.append(len(table))
                 label = f"Highest test mean of {result.get('looks') or 'all'} "
-                step = result.get("step")
-                label += (
-                    f"looks{f', at step {step}' if step is not None else ''}"
-                )
+                label += "looks"
+                if result.get("step") is not None:
+                    label += f", at step {result['step']}"
                 label += " (biased: chosen on the test set)"
             count, std = len(result.get("accuracies", ())), result.get("std")
-            known_std = std is not None and count > 1
-            table.append(
-                [
-                    label,
-                    network,
-                    page.score(result),
-                    *([scores.balanced_score(result)] if balanced else []),
-                    f"{100 * std:.1f}" if known_std else "",
-                    str(count or ""),
-                ]
-            )
+            points = f"{100 * std:.1f}" if std is not None and count > 1 else ""
+            cells = [label, network, page.score(result)]
+            cells += [scores.balanced_score(result)] if balanced else []
+            table.append([*cells, points, str(count or "")])
     return {"rows": table, "biased": biased, "balanced": balanced}
-
-
-def _commands(workdir: Path, run: str) -> list[str]:
-    # The evaluation reads the data and the recipe that the run's flags name.
-    flags = [word for word in run.split() if word.startswith("--config")]
-    evaluate = ["python experiments/evaluate.py"]
-    evaluate += [f"--workdir={shlex.quote(str(workdir))}", *flags]
-    return [run, " ".join(evaluate), artefacts.report_command(workdir)]

@@ -12,19 +12,11 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from ddjax.pages.figures import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    ORANGE,
-    PLAIN,
-    WHOLE,
-    number,
-    svg,
-)
+from ddjax.pages import figures
+from ddjax.pages.figures import BLUE, GREY, INK, ORANGE, PLAIN, number
 
-__all__ = ["differences", "importance_bars", "importance_curves"]
+_WIDTH = 10  # inches, twice that of a small figure
+_STILL = "teacher hardly moves"
 
 
 def _tensor_order(name: str) -> tuple[Any, ...]:
@@ -36,6 +28,7 @@ def _tensor_order(name: str) -> tuple[Any, ...]:
     return numbers or [math.inf], layer, kind, leaf
 
 
+@figures.style()
 def importance_curves(records: list[dict[str, Any]]) -> Markup | None:
     """W's mean and standard deviation over time, one panel per layer."""
     looks = {
@@ -49,72 +42,59 @@ def importance_curves(records: list[dict[str, Any]]) -> Markup | None:
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
     across = min(4, len(layers))
     down = math.ceil(len(layers) / across)
-    figure = Figure((WHOLE, 1.8 * down + 0.3), layout="constrained")
+    figure = Figure((_WIDTH, 1.8 * down + 0.3), layout="constrained")
     panels = figure.subplots(
         down, across, sharex=True, sharey=True, squeeze=False
     ).ravel()
     leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
     leaves.sort(key=lambda leaf: _tensor_order(f"x.{leaf}"))
-    palette = (BLUE, ORANGE, GREEN, GREY)
-    colors = {leaf: palette[i % 4] for i, leaf in enumerate(leaves)}
     drawn = {}
     for axes, layer in zip(panels, layers):
         axes.set_title(layer or "network")
-        axes.axhline(1, color=INK, linewidth=0.8, linestyle=":")
-        for name in names:
-            owner, _, leaf = name.rpartition(".")
-            if owner != layer:
-                continue
-            here = [step for step in steps if name in looks[step]]
-            mean, std = (
-                np.array([looks[step][name].get(key, 0) for step in here])
-                for key in ("mean", "std")
-            )
-            (drawn[leaf],) = axes.plot(here, mean, color=colors[leaf])
-            axes.fill_between(
-                here,
-                mean - std,
-                mean + std,
-                color=colors[leaf],
-                alpha=0.2,
-                linewidth=0,
-            )
+        figures.one(axes.axhline)
         axes.xaxis.set_major_locator(
             MaxNLocator(4, integer=True, steps=[1, 2, 5, 10])
         )
         axes.yaxis.set_major_formatter(PLAIN)
+    for name in names:
+        layer, _, leaf = name.rpartition(".")
+        axes = panels[layers.index(layer)]
+        color = figures.COLORS[leaves.index(leaf) % 4]
+        here = [step for step in steps if name in looks[step]]
+        mean, std = (
+            np.array([looks[step][name].get(key, 0) for step in here])
+            for key in ("mean", "std")
+        )
+        (drawn[leaf],) = axes.plot(here, mean, color=color)
+        band = {"color": color, "alpha": 0.2, "linewidth": 0}
+        axes.fill_between(here, mean - std, mean + std, **band)
     for axes in panels[len(layers) :]:
         axes.set_visible(False)
     # Their panel above shows the steps instead, which sharing had hidden.
     for axes in panels[:across] if down == 1 else panels[-across * 2 :]:
         axes.xaxis.set_tick_params(labelbottom=True)
     panels[0].set_xlim(left=0)
-    figure.legend(
-        [drawn[leaf] for leaf in leaves],
-        leaves,
-        loc="outside upper right",
-        ncols=len(leaves),
-    )
+    lines, place = [drawn[leaf] for leaf in leaves], "outside upper right"
+    figure.legend(lines, leaves, loc=place, ncols=len(leaves))
     figure.supxlabel("step", fontsize=8)
-    means = {name: looks[steps[-1]].get(name, {}).get("mean") for name in names}
+    last = looks[steps[-1]]
     alt = ", ".join(
-        f"{name} {number(mean)}"
-        for name, mean in means.items()
-        if mean is not None
+        f"{name} {number(last[name]['mean'])}"
+        for name in names
+        if last.get(name, {}).get("mean") is not None
     )
-    return svg(figure, "weights", f"Mean W by layer at step {steps[-1]}: {alt}")
+    alt = f"Mean W by layer at step {steps[-1]}: {alt}"
+    return figures.svg(figure, "weights", alt)
 
 
-def _rows_figure(names: Sequence[str], panels: int) -> tuple[Figure, Any]:
-    """Axes whose rows are parameter tensors, a line between layers."""
-    figure = Figure(
-        (WHOLE, 0.27 * len(names) + 0.75 + 0.2 * (panels > 1)),
-        layout="constrained",
-    )
-    ratios = {"width_ratios": [2.4, 1]} if panels > 1 else {}
-    axes = np.atleast_1d(
-        figure.subplots(1, panels, sharey=True, gridspec_kw=ratios)
-    )
+def _rows_figure(names: Sequence[str], widths: list[float]) -> Any:
+    """(figure, axes) whose rows are tensors, a line between layers."""
+    panels = len(widths)
+    height = 0.27 * len(names) + 0.75 + 0.2 * (panels > 1)
+    figure = Figure((_WIDTH, height), layout="constrained")
+    axes = figure.subplots(
+        1, panels, sharey=True, squeeze=False, width_ratios=widths
+    )[0]
     axes[0].set_yticks(range(len(names)), names)
     axes[0].set_ylim(len(names) - 0.4, -0.6)
     for panel in axes:
@@ -123,6 +103,8 @@ def _rows_figure(names: Sequence[str], panels: int) -> tuple[Figure, Any]:
         for i in range(1, len(names)):
             if names[i].rpartition(".")[0] != names[i - 1].rpartition(".")[0]:
                 panel.axhline(i - 0.5, color=INK, linewidth=0.4, alpha=0.35)
+    axes[0].xaxis.set_major_formatter(PLAIN)
+    figures.one(axes[-1].axvline)
     return figure, axes
 
 
@@ -135,20 +117,20 @@ def _quantiles(axes: Any, y: Any, values: Any, color: str, low: Any) -> None:
     if q[-1] < low:
         return
     q = np.maximum(q, low)
+    bar = {"color": color, "linewidth": 5, "solid_capstyle": "butt"}
     axes.plot(q[[0, 4]], [y, y], color=color, linewidth=1)
-    axes.plot(
-        q[[1, 3]], [y, y], color=color, linewidth=5, solid_capstyle="butt"
-    )
+    axes.plot(q[[1, 3]], [y, y], **bar)
     if q[2] > low:
         axes.plot(q[2], y, "|", color=INK, ms=8, markeredgewidth=1.2)
 
 
+@figures.style()
 def importance_bars(weights: Mapping[str, np.ndarray]) -> Markup | None:
     """The final W of every tensor as quantiles."""
     names = sorted(weights, key=_tensor_order)
     if not names:
         return None
-    figure, (axes,) = _rows_figure(names, 1)
+    figure, (axes,) = _rows_figure(names, [1.0])
     everything = np.concatenate([np.ravel(weights[name]) for name in names])
     low, high = everything.min(), everything.max()
     if low > 0:
@@ -159,18 +141,15 @@ def importance_bars(weights: Mapping[str, np.ndarray]) -> Markup | None:
         shown = [t for t in steps if min(low, 1) <= t <= max(high, 1)]
         axes.set_xticks(shown if len(shown) < 16 else shown[::5])
         axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(PLAIN)
-    axes.axvline(1, color=INK, linewidth=0.8, linestyle=":")
+        axes.xaxis.set_major_formatter(PLAIN)
     for y, name in enumerate(names):
         _quantiles(axes, y, weights[name], BLUE, -math.inf)
     axes.set_xlabel("final W")
     alt = ", ".join(f"{n} {number(np.median(weights[n]))}" for n in names)
-    return svg(figure, "final", f"Median of the final W: {alt}")
+    return figures.svg(figure, "final", f"Median of the final W: {alt}")
 
 
-_STILL = "teacher hardly moves"
-
-
+@figures.style()
 def differences(
     student: Mapping[str, np.ndarray], start: Mapping[str, np.ndarray]
 ) -> tuple[Markup, list[list[str]]] | None:
@@ -178,9 +157,11 @@ def differences(
     names = sorted(student.keys() & start.keys(), key=_tensor_order)
     if not names:
         return None
-    figure, (bars, ratios) = _rows_figure(names, 2)
-    student = {name: np.abs(np.ravel(student[name])) for name in names}
-    start = {name: np.abs(np.ravel(start[name])) for name in names}
+    figure, (bars, ratios) = _rows_figure(names, [2.4, 1.0])
+    student, start = (
+        {name: np.abs(np.ravel(part[name])) for name in names}
+        for part in (student, start)
+    )
     ends = [
         np.quantile(part[name], (0.01, 0.99))
         for part in (student, start)
@@ -191,50 +172,34 @@ def differences(
     # exactly zero. Five decades show all that matters; the rest is an arrow.
     still = high * 1e-5
     low = min([end for end, _ in ends if end > still], default=still) / 2
-    bars.set_xscale("log")
-    bars.set_xlim(low, high * 1.6)
+    bars.set(xscale="log", xlim=(low, high * 1.6))
     bars.xaxis.set_minor_locator(NullLocator())
     bars.xaxis.set_major_formatter(PLAIN)
     bars.set_xlabel("absolute difference to the target")
     ratios.set_xlabel("student's rms / start's rms")
-    ratios.axvline(1, color=INK, linewidth=0.8, linestyle=":")
     table = []
     for y, name in enumerate(names):
         _quantiles(bars, y - 0.17, start[name], GREY, low)
         _quantiles(bars, y + 0.17, student[name], ORANGE, low)
         before, after = _rms(start[name]), _rms(student[name])
-        ratio = after / before if before > still else None
-        if ratio is None:
-            ratios.text(
-                0.02,
-                y,
-                _STILL,
-                transform=ratios.get_yaxis_transform(),
-                va="center",
-                alpha=0.7,
-            )
+        told = _STILL
+        if before > still:
+            told = f"{after / before:.2f}"
+            ratios.plot(after / before, y, "o", color=ORANGE, ms=5)
         else:
-            ratios.plot(ratio, y, "o", color=ORANGE, ms=5)
-        table.append(
-            [
-                name,
-                f"{len(start[name]):,}",
-                number(before),
-                number(after),
-                _STILL if ratio is None else f"{ratio:.2f}",
-            ]
-        )
+            inside = ratios.get_yaxis_transform()
+            look = {"transform": inside, "va": "center", "alpha": 0.7}
+            ratios.text(0.02, y, _STILL, **look)
+        size = f"{len(start[name]):,}"
+        table.append([name, size, number(before), number(after), told])
     ratios.set_xlim(left=0)
     ratios.set_xlim(right=max(1.1, ratios.get_xlim()[1]))
     for color, label in ((GREY, "start"), (ORANGE, "student")):
         bars.plot([], [], color=color, linewidth=5, label=label)
     figure.legend(loc="outside upper left", ncols=2)
-    alt = ", ".join(f"{row[0]} {row[-1]}" for row in table)
-    return svg(
-        figure,
-        "difference",
-        f"Student's rms difference to the target over the start's: {alt}",
-    ), table
+    alt = "Student's rms difference to the target over the start's: "
+    alt += ", ".join(f"{row[0]} {row[-1]}" for row in table)
+    return figures.svg(figure, "difference", alt), table
 
 
 def _rms(values: np.ndarray) -> float:

@@ -9,28 +9,16 @@ from __future__ import annotations
 import base64
 import io
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
 from PIL import Image
 
 from ddjax.files import atomic_write
-
-__all__ = [
-    "ENVIRONMENT",
-    "Picture",
-    "duration",
-    "embed",
-    "file_size",
-    "one_line",
-    "percent",
-    "score",
-    "words",
-    "write",
-]
 
 
 def percent(share: Any) -> str:
@@ -69,13 +57,25 @@ def words(metric: str) -> str:
     return metric.replace("_", " ")
 
 
+def quoted(path: Path) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(str(path))
+
+
 def one_line(text: str) -> Markup:
     """What a template wrote over several lines; plain text is escaped."""
     return Markup(re.sub(r"[ \n]+", " ", escape(text)).strip(" "))
 
 
-def _grouped(count: Any) -> str:
-    return f"{count:,}"
+def image(pixels: Image.Image, alt: str) -> Markup:
+    """The picture as an <img> element, its PNG inside; ``alt`` is for those
+    who do not see it."""
+    file = io.BytesIO()
+    pixels.save(file, "PNG", optimize=True)
+    code = base64.b64encode(file.getvalue()).decode()
+    return Markup(
+        '<img src="data:image/png;base64,{}" alt="{}" width="{}" height="{}">'
+    ).format(code, alt, *pixels.size)
 
 
 ENVIRONMENT = jinja2.Environment(
@@ -86,57 +86,18 @@ ENVIRONMENT = jinja2.Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-"""What renders the templates."""
-
-ENVIRONMENT.filters |= {
-    "duration": duration,
-    "grouped": _grouped,
-    "one_line": one_line,
-    "percent": percent,
-    "score": score,
-    "words": words,
-}
-
-
-class Picture(NamedTuple):
-    """What an <img> element needs.
-
-    Attributes:
-      source: the PNG, as a data URI.
-      alt: for those who do not see it.
-      width: of the picture, in pixels.
-      height: of the picture, in pixels.
-    """
-
-    source: str
-    alt: str
-    width: int
-    height: int
-
-
-def embed(pixels: Image.Image, alt: str) -> Picture:
-    """The picture inside a page, at its own size where that is wide enough.
-
-    Args:
-      pixels: what is shown.
-      alt: for those who do not see it.
-    """
-    file = io.BytesIO()
-    pixels.save(file, "PNG", optimize=True)
-    code = base64.b64encode(file.getvalue()).decode()
-    return Picture(f"data:image/png;base64,{code}", alt, *pixels.size)
+for _filter in (duration, one_line, percent, quoted, score, words):
+    ENVIRONMENT.filters[_filter.__name__] = _filter
+ENVIRONMENT.filters["grouped"] = "{:,}".format  # 1,234
 
 
 def write(path: Path, template: str, **values: Any) -> Path:
-    """Writes a page, whole or not at all.
+    """Writes a page, whole or not at all, and returns its path.
 
     Args:
       path: of the page.
       template: the name of a file in templates/.
       **values: what it shows, as text.
-
-    Returns:
-      The path.
     """
     text = ENVIRONMENT.get_template(template).render(values)
     with atomic_write(path) as file:

@@ -9,31 +9,21 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
 
 from ddjax.files import atomic_write
-from ddjax.pages.page import Picture, embed
+from ddjax.pages import page
 from ddjax.types import InputError
 
-__all__ = [
-    "TILE",
-    "classes_across",
-    "few_of_each",
-    "for_phones",
-    "picture",
-    "save_picture",
-    "titled",
-]
-
-TILE = 64
-"""Pixels a side, of images that are to be looked at."""
+__all__ = ["picture", "save_picture"]
 
 _GAP = 4
 _BACKGROUND, _TEXT = (242, 242, 242), (32, 32, 32)
 _COMFORTABLE = 6_000_000  # pixels; beyond, tiles are made smaller
 _LARGEST = 16_000_000  # beyond, fewer images are shown
 _BAND = 360  # pixels: a phone's width, and a third of the page's
-_CLASSES = 20  # in a picture of a few images of each class
+_CLASSES = 20  # in a picture of a few images of each
 
 
 def picture(
@@ -92,38 +82,28 @@ def picture(
     font = _font(max(10, min(15, tile_w // 6)))
     line = math.ceil(1.5 * font.size)
     band_h = line + rows * (tile_h + _GAP) + _GAP
-    note = f"The first {rows} of {most} images of each class"
-    canvas = Image.new(
-        "RGB",
-        (
-            across * (tile_w + _GAP) + 3 * _GAP,
-            bands * band_h + 2 * _GAP + (line if rows < most else 0),
-        ),
-        _BACKGROUND,
+    cut = rows < most
+    size = (
+        across * (tile_w + _GAP) + 3 * _GAP,
+        bands * band_h + 2 * _GAP + (line if cut else 0),
     )
+    canvas = Image.new("RGB", size, _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     for i, column in enumerate(columns):
         x = 2 * _GAP + i % across * (tile_w + _GAP)
         y = _GAP + i // across * band_h
         label = int(labels[column[0]])
         name = class_names[label] if label < len(class_names) else label
-        draw.text(
-            (x + tile_w / 2, y + line / 2),
-            _fit(str(name), font, tile_w),
-            _TEXT,
-            font,
-            anchor="mm",
-        )
+        middle = (x + tile_w / 2, y + line / 2)
+        draw.text(middle, _fit(name, font, tile_w), _TEXT, font, anchor="mm")
         for row, index in enumerate(column[:rows]):
-            canvas.paste(
-                Image.fromarray(_bytes(images[index])).resize(
-                    (tile_w, tile_h), Image.Resampling.NEAREST
-                ),
-                (x, y + line + row * (tile_h + _GAP)),
-            )
-    if rows < most:
-        y = canvas.height - line / 2 - _GAP
-        draw.text((2 * _GAP, y), note, _TEXT, font, anchor="lm")
+            tile = Image.fromarray(_bytes(images[index]))
+            tile = tile.resize((tile_w, tile_h), Image.Resampling.NEAREST)
+            canvas.paste(tile, (x, y + line + row * (tile_h + _GAP)))
+    if cut:
+        place = (2 * _GAP, canvas.height - line / 2 - _GAP)
+        note = f"The first {rows} of {most} images of each class"
+        draw.text(place, note, _TEXT, font, anchor="lm")
     return canvas
 
 
@@ -149,8 +129,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(path), size)
 
 
-def _fit(name: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    name = " ".join(name.split())
+def _fit(name: Any, font: ImageFont.FreeTypeFont, width: int) -> str:
+    name = " ".join(str(name).split())
     if font.getlength(name) <= width:
         return name
     while name and font.getlength(name + "…") > width:
@@ -174,27 +154,26 @@ def save_picture(
 
 def titled(
     title: str, images: Any, labels: Any, names: Sequence[str], **layout: Any
-) -> tuple[str, Picture]:
+) -> tuple[str, Markup]:
     """(title, ``picture(...)``) for a page; ``layout`` are its options."""
     alt = (
         f"{title}: {len(images)} images of {len(np.unique(labels))} classes, "
         "one column per class"
     )
-    return title, embed(picture(images, labels, names, **layout), alt)
+    return title, page.image(picture(images, labels, names, **layout), alt)
 
 
-def few_of_each(
-    labels: np.ndarray, *, each: int | None = None, shown: int = 0
-) -> np.ndarray:
-    """Indices of the first images of each class; of many classes, of some
-    spread over all.
+def for_phones(side: int, tile: int = 64) -> dict[str, int]:
+    """A layout in which class names can be read on a phone, for images of
+    that side and tiles of about that size, in pixels."""
+    scale = max(1, round(tile / side))
+    across = max(2, round(_BAND / (scale * side + _GAP)))
+    return {"scale": scale, "across": across}
 
-    Args:
-      labels: [n].
-      each: images of a class.
-      shown: where ``each`` is not given, about so many in all, but three to
-        ten of a class.
-    """
+
+def few_of_each(labels: np.ndarray, *, each: int = 0, shown: int = 0) -> Any:
+    """Indices of the first ``each`` images of each class, or of three to ten
+    for about so many ``shown``; of many classes, of some spread over all."""
     classes = np.unique(labels)
     if len(classes) > _CLASSES:
         spread = np.linspace(0, len(classes) - 1, _CLASSES).astype(int)
@@ -203,36 +182,3 @@ def few_of_each(
     return np.concatenate(
         [np.flatnonzero(labels == label)[:each] for label in classes]
     )
-
-
-def _phone(side: int, tile: int) -> tuple[int, int]:
-    """(edge of a pixel, classes to a band) for tiles of about that size."""
-    scale = max(1, round(tile / side))
-    return scale, max(2, round(_BAND / (scale * side + _GAP)))
-
-
-def classes_across(side: int) -> int:
-    """How many classes stand beside each other on a phone, of images that
-    are to be looked at."""
-    return _phone(side, TILE)[1]
-
-
-def for_phones(
-    title: str,
-    images: np.ndarray,
-    labels: np.ndarray,
-    names: Sequence[str],
-    *,
-    tile: int = TILE,
-) -> tuple[str, Picture]:
-    """``titled``, with class names that can be read on a phone.
-
-    Args:
-      title: over the picture.
-      images: [n h w c] in 0..1.
-      labels: [n].
-      names: of the classes.
-      tile: pixels a side, about.
-    """
-    scale, across = _phone(images.shape[1], tile)
-    return titled(title, images, labels, names, scale=scale, across=across)

@@ -6,51 +6,33 @@ four) and ``recall`` [k] may be there too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ddjax.pages.artefacts import flatten, read_json
 from ddjax.pages.page import percent, score
 
-__all__ = [
-    "Reached",
-    "Recall",
-    "Results",
-    "balanced_score",
-    "is_unbalanced",
-    "metric_of",
-    "reached",
-    "read_scores",
-    "recall",
-]
-
-Results = dict[str, dict[str, Any]]
-"""{network: result}"""
-
+Results = dict[str, dict[str, Any]]  # {network: result}
 _MOST = 20  # classes in a table of all of them
 
 
 def read_scores(path: Path) -> dict[str, Results]:
     """{row: {network: result}}; whatever is no result is left out."""
-    scores = {}
+    scores: dict[str, Results] = {}
     for row, results in read_json(path).items():
-        if isinstance(results, dict):
-            scores[row] = {
-                network: result
-                for network, result in results.items()
-                if isinstance(result, dict)
-                and isinstance(result.get("mean"), int | float)
-            }
-    return {row: results for row, results in scores.items() if results}
+        for network, result in (
+            results.items() if isinstance(results, dict) else ()
+        ):
+            mean = result.get("mean") if isinstance(result, dict) else None
+            if isinstance(mean, int | float):
+                scores.setdefault(row, {})[network] = result
+    return scores
 
 
 def metric_of(*sources: Mapping[str, Any]) -> str:
-    """What states were selected by; where no config says, by accuracy.
-
-    Args:
-      *sources: what may hold a "config", the first that says counts.
-    """
+    """What states were selected by, as the first "config" in the sources
+    says; where none does, by accuracy."""
     for source in sources:
         values = dict(flatten(source.get("config") or {}))
         if "evaluate.metric" in values:
@@ -75,78 +57,50 @@ def balanced_score(result: Mapping[str, Any]) -> str:
 
 
 def _main(
-    scores: Mapping[str, Results], row: str, metadata: Mapping[str, Any]
-) -> tuple[str, dict[str, Any]] | None:
-    """(network, result) of the network that distilled, or else the first."""
-    results = scores.get(row)
-    if not results:
-        return None
+    scores: Mapping[str, Results],
+    metadata: Mapping[str, Any],
+    rows: Iterable[str],
+) -> dict[str, tuple[str, dict[str, Any]]]:
+    """{row: (network, result)} of the network that distilled, or else the
+    first; rows that are not there are left out."""
     model = metadata.get("model")
     name = model.get("name") if isinstance(model, dict) else model
-    name = name if name in results else next(iter(results))
-    return name, results[name]
-
-
-class Reached(NamedTuple):
-    """What a summary tells.
-
-    Attributes:
-      network: that was trained on the distilled images; empty if none was.
-      balanced: whether the results are balanced accuracies.
-      results: {row: result}, all of one kind.
-    """
-
-    network: str
-    balanced: bool
-    results: dict[str, dict[str, Any]]
+    found = {}
+    for row in rows:
+        if results := scores.get(row):
+            network = name if name in results else next(iter(results))
+            found[row] = network, results[network]
+    return found
 
 
 def reached(
     scores: Mapping[str, Results], metadata: Mapping[str, Any], metric: str
-) -> Reached:
-    """The results that a summary tells, of the network that distilled.
-
-    Args:
-      scores: {row: {network: result}}.
-      metadata: of what was distilled.
-      metric: told where all of them have it; else all are accuracies.
-    """
+) -> dict[str, Any]:
+    """What a summary tells: the "network" that was trained on what was
+    distilled ("" if none was), and {row: result} as "results", balanced
+    accuracies if they are the metric and all have one, else accuracies."""
     rows = ("distilled", "pretrained", "random_real", "full_data")
-    found = {row: _main(scores, row, metadata) for row in rows}
-    pairs = {row: pair for row, pair in found.items() if pair}
+    found = _main(scores, metadata, rows)
     balanced = metric == "balanced_accuracy" and all(
-        metric in result for _, result in pairs.values()
+        metric in result for _, result in found.values()
     )
-    return Reached(
-        pairs["distilled"][0] if "distilled" in pairs else "",
-        balanced,
-        {
+    return {
+        "network": found["distilled"][0] if "distilled" in found else "",
+        "balanced": balanced,
+        "results": {
             row: result[metric] if balanced else result
-            for row, (_, result) in pairs.items()
+            for row, (_, result) in found.items()
         },
-    )
-
-
-class Recall(NamedTuple):
-    """Recall by class; of many classes, the worst and the best.
-
-    Attributes:
-      columns: names of what was trained on.
-      tables: {heading: rows of a class and its recalls}; one has no heading.
-      note: what the figures are, in words.
-    """
-
-    columns: list[str]
-    tables: dict[str, list[list[str]]]
-    note: str
+    }
 
 
 def recall(
     scores: Mapping[str, Results],
     metadata: Mapping[str, Any],
     columns_of: Mapping[str, str],
-) -> Recall | None:
-    """Recall by class of the network that distilled; None where not counted.
+) -> dict[str, Any] | None:
+    """Recall by class of the network that distilled, as {heading: rows} in
+    "tables"; of many classes, of the worst and the best. None if not counted.
 
     Args:
       scores: {row: {network: result}}.
@@ -154,27 +108,28 @@ def recall(
       columns_of: {row: the name of its column}; the first that is there has
         the say about the network and about worst and best.
     """
-    columns, network = {}, ""
-    for row, title in columns_of.items():
-        found = _main(scores, row, metadata)
-        if found is None or not found[1].get("recall"):
-            continue
-        network = network or found[0]
-        if found[0] == network:
-            columns[title] = found[1]["recall"]
-    if not columns:
+    found = {
+        columns_of[row]: pair
+        for row, pair in _main(scores, metadata, columns_of).items()
+        if pair[1].get("recall")
+    }
+    if not found:
         return None
-    main = next(iter(columns.values()))
-    names = metadata.get("class_names") or []
+    network, result = next(iter(found.values()))
+    main, names = result["recall"], metadata.get("class_names") or []
+    columns = {
+        title: result["recall"]
+        for title, (name, result) in found.items()
+        if name == network
+    }
 
     def rows(classes):
-        return [
-            [
-                str(names[i]) if i < len(names) else str(i),
-                *(_known(values, i) for values in columns.values()),
+        for i in classes:
+            known = [v[i] if i < len(v) else None for v in columns.values()]
+            yield [
+                names[i] if i < len(names) else i,
+                *("\N{EN DASH}" if v is None else percent(v) for v in known),
             ]
-            for i in classes
-        ]
 
     tested = [i for i, value in enumerate(main) if value is not None]
     note = (
@@ -182,26 +137,24 @@ def recall(
         "mean over networks."
     )
     if len(main) <= _MOST:
-        tables = {"": rows(range(len(main)))}
+        tables = {"": range(len(main))}
         if len(tested) < len(main):
             note += " A dash: the test set has no image of the class."
     elif len(tested) <= _MOST:
-        tables = {"": rows(tested)}
+        tables = {"": tested}
         note += (
             " The test set has no image of the other "
             f"{len(main) - len(tested)} classes."
         )
     else:
         order, half = sorted(tested, key=lambda i: main[i]), _MOST // 2
-        worst, best = order[:half], order[: -half - 1 : -1]
-        tables = {"Worst": rows(worst), "Best": rows(best)}
+        tables = {"Worst": order[:half], "Best": order[: -half - 1 : -1]}
         note += (
             f" Of {len(tested)} classes, the {half} worst and the {half} best "
             f"by the column {next(iter(columns))}."
         )
-    return Recall(list(columns), tables, note)
-
-
-def _known(values: Sequence[Any], label: int) -> str:
-    value = values[label] if label < len(values) else None
-    return "\N{EN DASH}" if value is None else percent(value)
+    return {
+        "columns": list(columns),
+        "tables": {title: list(rows(some)) for title, some in tables.items()},
+        "note": note,
+    }
