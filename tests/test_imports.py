@@ -1,9 +1,12 @@
 """What an import brings along."""
 
+import pathlib
 import subprocess
 import sys
 
 import pytest
+
+import ddjax
 
 HEAVY = (
     "flax",
@@ -12,6 +15,7 @@ HEAVY = (
     "orbax",
     "ml_collections",
     "matplotlib",
+    "jinja2",
     "sklearn",
 )
 
@@ -34,10 +38,18 @@ def test_losses_need_jax_alone():
 
 def test_update_and_data_need_nothing_of_the_scripts():
     found = loaded("import ddjax.iadd, ddjax.data.sources, ddjax.trajectories")
-    assert found & {"tensorflow_datasets", "matplotlib", "sklearn"} == set()
+    unwanted = {"tensorflow_datasets", "matplotlib", "jinja2", "sklearn"}
+    assert found & unwanted == set()
 
 
 @pytest.mark.parametrize("module", ["ddjax", "ddjax.losses", "ddjax.iadd"])
 def test_public_names_exist(module):
     found = __import__(module, fromlist=["_"])
     assert found.__all__ and all(hasattr(found, n) for n in found.__all__)
+
+
+def test_nothing_but_the_pages_needs_the_pages():
+    root = pathlib.Path(ddjax.__file__).parent
+    for path in root.rglob("*.py"):
+        if path.parent.name != "pages":
+            assert "ddjax.pages" not in path.read_text("utf-8"), path
