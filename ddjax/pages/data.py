@@ -207,5 +207,5 @@ def _sizes(sizes: Mapping[str, int]) -> list[list[str]]:
     if rest := order[_SIZES:]:
         name = f"{len(rest):,} others" if len(rest) > 1 else "1 other"
         shown[name] = sum(sizes[size] for size in rest)
-    largest = max(1, *shown.values(), 1)
+    largest = max([1, *shown.values()])
     return [[s, f"{n:,}", _bar(n / largest)] for s, n in shown.items()]

@@ -185,19 +185,20 @@ def _values(
     steps, images = looks["steps"], looks["images"]
     # At most so many looks, the first and the last among them.
     spread = np.linspace(0, len(steps) - 1, min(len(steps), _MOST_LOOKS))
-    layout = pictures.for_phones(_thumbnails(images[0]).shape[1], 32)
+    shown = spread.round().astype(int)
+    small = {steps[i]: _thumbnails(images[i]) for i in shown}
     return {
         "effort": artefacts.effort(records),
         "quality": _read_quality(folder / "quality.json", command),
         "looks": [
             pictures.titled(
-                f"Step {steps[i]}",
-                _thumbnails(images[i]),
+                f"Step {step}",
+                look,
                 looks["labels"],
                 names,
-                **layout,
+                **pictures.for_phones(look.shape[1], 32),
             )
-            for i in spread.round().astype(int)
+            for step, look in small.items()
         ],
         "curves": figures.curves(records, "gan", _CURVES),
     }
