@@ -12,13 +12,17 @@ Command   python experiments/iadd.py
           --config=configs/covid19.py:ipc=1,size=small
 """
 
-from configs import common, folder
+from configs import common
+from ddjax import presets
 
 
 def get_config(argument=""):
     """Takes ``ipc=1|10`` and ``size=full|small``."""
     _, ipc, size = common.options(argument, ipcs=(1, 10), size="full")
-    config = folder.of_images("", ipc, size)
+    config = common.base()
+    side = presets.FOLDER_SIDE
+    common.change(config, presets.folder(""))
+    common.change(config, presets.of_side(side, ipc, full=size == "full"))
     config.data.channels = 1
     # A mirrored chest has its heart on the other side, and X-rays no hue.
     common.augmented_by(config, "crop_cutout_scale_rotate")

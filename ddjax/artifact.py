@@ -20,6 +20,7 @@ and from "generator" in the metadata.
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,8 @@ from ddjax.types import InputError, Params
 __all__ = [
     "Artifact",
     "GeneratorArtifact",
+    "find_generator",
+    "is_generator",
     "load",
     "load_generator",
     "save",
@@ -149,6 +152,27 @@ class GeneratorArtifact(NamedTuple):
         return count / (module.size**2 * module.channels)
 
 
+def is_generator(path: Path) -> bool:
+    """Whether a file holds a generator, and not distilled images.
+
+    Raises:
+      InputError: it holds neither, or is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = file.namelist()
+    except (OSError, zipfile.BadZipFile):
+        names = []
+    if "images.npy" in names and "metadata.npy" in names:
+        return False
+    if any(name.startswith("params/") for name in names):
+        return True
+    raise InputError(
+        f"{path} is damaged, or holds neither distilled images nor a "
+        "generator: name the folder of a finished run, or its distilled.npz"
+    )
+
+
 def save_generator(path: Path, artifact: GeneratorArtifact) -> None:
     """Writes the file, whole or not at all.
 
@@ -257,3 +281,23 @@ def load_generator(path: Path) -> GeneratorArtifact:
             "experiments/d2m.py"
         ) from None
     return found
+
+
+def find_generator(path: Path) -> GeneratorArtifact:
+    """The generator of a file, of a pre-training's folder, or of a run's.
+
+    Raises:
+      InputError: there is none, or it is damaged.
+    """
+    for inside in ("generator/distilled.npz", "generator.npz", "distilled.npz"):
+        if (path / inside).exists():
+            path = path / inside
+            break
+    else:
+        if path.is_dir():
+            raise InputError(
+                f"{path} holds no generator: name the folder of a finished "
+                "run of experiments/d2m.py or experiments/gan.py, or the .npz "
+                "file"
+            )
+    return load_generator(path)

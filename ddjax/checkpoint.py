@@ -47,7 +47,7 @@ class Checkpoints:
         """What a run that is stopped can go on from, for its last sentence."""
         last = self.latest()
         if last is None:
-            return "there is no checkpoint yet"
+            return "there is no checkpoint yet, but finished stages are kept"
         return f"the checkpoint of update {last} in {self.folder} is kept"
 
     def save(self, step: int, state: Any) -> None:

@@ -13,7 +13,8 @@ choice is listed in BUILD_NOTES.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -22,82 +23,22 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from ddjax import losses
-from ddjax.augment import augment
+from ddjax import losses, parallel
+from ddjax.augment import augment, parse
 from ddjax.data import preprocess
 from ddjax.gan import adam, moving_average
 from ddjax.gan import noise as standard_noise
+from ddjax.settings import D2m
 from ddjax.types import ApplyFn, InputError, Params
 
 __all__ = [
     "D2mState",
     "Group",
-    "Settings",
     "distill_loss",
     "generate",
     "init_state",
     "update",
 ]
-
-
-class Settings(NamedTuple):
-    """What shapes an update; hashable, fixed during a run.
-
-    Attributes:
-      rate: of Adam, betas (0, 0.999).
-      average: decay of the generator's average; smaller in the first steps,
-        (1 + step) / (10 + step).
-      augment: augmentation groups, () for none.
-      layers: names of the features to match; () for all.
-      power: p of channel attention.
-      temperature: T of prediction matching.
-      embedding: weight of embedding matching; 0 leaves it out.
-      balance: weight of prediction matching; 0 leaves it out.
-    """
-
-    rate: float = 2e-5
-    average: float = 0.999
-    augment: tuple[str, ...] = ()
-    layers: tuple[str, ...] = ()
-    power: float = 4
-    temperature: float = 4.0
-    embedding: float = 1.0
-    balance: float = 10.0
-
-    def check(self, layers: Iterable[str]) -> Settings:
-        """Itself, or InputError saying which value is impossible.
-
-        Args:
-          layers: the names of the network's features.
-        """
-        layers = sorted(layers)
-        for name in self.layers:
-            if name not in layers:
-                raise InputError(
-                    f"the network has no layer {name!r} to match "
-                    f"(d2m.layers): choose from {', '.join(layers)}"
-                )
-        for name in ("rate", "temperature"):
-            if not getattr(self, name) > 0:
-                raise InputError(
-                    f"d2m.{name} must be positive, not {getattr(self, name)}"
-                )
-        if not self.power >= 1:
-            raise InputError(f"d2m.power must be at least 1, not {self.power}")
-        if not 0 <= self.average < 1:
-            raise InputError(
-                f"d2m.average must lie in 0..1 and below 1, not {self.average}"
-            )
-        if not (self.embedding >= 0 and self.balance >= 0):
-            raise InputError(
-                "d2m.embedding and d2m.balance must not be negative, not "
-                f"{self.embedding} and {self.balance}"
-            )
-        if self.embedding == self.balance == 0:
-            raise InputError(
-                "d2m.embedding and d2m.balance are both 0: nothing is matched"
-            )
-        return self
 
 
 class Group(NamedTuple):
@@ -134,7 +75,7 @@ class D2mState:
 
 
 def init_state(
-    key: Key[Array, ""], gen_params: Params, settings: Settings
+    key: Key[Array, ""], gen_params: Params, settings: D2m
 ) -> D2mState:
     """The state before the first update.
 
@@ -222,7 +163,7 @@ def distill_loss(
     gen_apply: Callable[..., Any],
     apply_fn: ApplyFn,
     preprocessing: Any,
-    settings: Settings,
+    settings: D2m,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """D2M's loss of one batch, differentiable in the generator.
 
@@ -240,18 +181,17 @@ def distill_loss(
     """
     noise_key, augment_key = jax.random.split(key)
     fake = generate(gen_apply, gen_params, noise_key, group.labels)
+    ops = parse(settings.augment)
 
     def seen(pixels):
         inputs = preprocess.apply(preprocessing, pixels)
-        return apply_fn(
-            group.network, augment(augment_key, inputs, settings.augment)
-        )
+        return apply_fn(group.network, augment(augment_key, inputs, ops))
 
     real_logits, real_out = seen(group.images)
     fake_logits, fake_out = seen(fake)
     labels = jax.nn.one_hot(group.labels, real_logits.shape[-1])
     last = max(real_out)
-    names = settings.layers or tuple(real_out)
+    names = settings.layer_names or tuple(real_out)
     terms = {
         "embedding": losses.embedding_matching_loss(
             {name: real_out[name] for name in names},
@@ -283,7 +223,7 @@ def update(
     gen_apply: Callable[..., Any],
     apply_fn: ApplyFn,
     preprocessing: Any,
-    settings: Settings,
+    settings: D2m,
     axis_name: str | None = None,
 ) -> tuple[D2mState, dict[str, Array]]:
     """One step of Adam on the mean loss of several groups.
@@ -304,33 +244,20 @@ def update(
     Returns:
       (state after the step, metrics: scalars, the same on every device).
     """
-    count = groups.labels.shape[0]
-    step_key = jax.random.fold_in(state.key, state.step)
-    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * count
-
-    def add(total, inputs):
-        group, index = inputs
-        (loss, terms), grads = jax.value_and_grad(distill_loss, has_aux=True)(
-            state.params,
-            group,
-            jax.random.fold_in(step_key, index),
+    grads, metrics = parallel.mean_gradient(
+        functools.partial(
+            distill_loss,
             gen_apply=gen_apply,
             apply_fn=apply_fn,
             preprocessing=preprocessing,
             settings=settings,
-        )
-        found = (grads, {"loss": loss, **terms})
-        return jax.tree.map(jnp.add, total, found), None
-
-    zero = jnp.zeros((), jnp.float32)
-    zeros = (
-        jax.tree.map(jnp.zeros_like, state.params),
-        dict.fromkeys(("loss", "embedding", "prediction"), zero),
+        ),
+        state.params,
+        groups,
+        jax.random.fold_in(state.key, state.step),
+        metrics=("embedding", "prediction"),
+        axis_name=axis_name,
     )
-    total, _ = jax.lax.scan(add, zeros, (groups, first + jnp.arange(count)))
-    grads, metrics = jax.tree.map(lambda leaf: leaf / count, total)
-    if axis_name is not None:
-        grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
     updates, opt_state = adam(settings.rate).update(grads, state.opt_state)
     params = optax.apply_updates(state.params, updates)
     metrics["gradient_norm"] = optax.tree.norm(grads)

@@ -15,6 +15,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Key
 
 from ddjax import models, parallel, training
+from ddjax.data.classes import check_labels
 from ddjax.data.rows import Rows, read_ahead
 from ddjax.types import Batch, InputError
 
@@ -220,20 +221,8 @@ def _classes_of(module, test):
         ),
         jax.ShapeDtypeStruct((1, *shape), jnp.float32),
     )
-    labels = np.asarray(test.labels)
-    integers = np.issubdtype(labels.dtype, np.integer)
-    if not count or labels.shape != (count,) or not integers:
-        raise InputError(
-            "testing needs an image or more and an integer label for each, "
-            f"not {count} images and {labels.dtype} labels of shape "
-            f"{labels.shape}"
-        )
     num_classes = logits.shape[-1]
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise InputError(
-            f"test labels must lie in 0..{num_classes - 1}, the classes of "
-            f"the network, not {labels.min()}..{labels.max()}"
-        )
+    check_labels("test labels", test.labels, count, num_classes)
     return num_classes
 
 

@@ -12,7 +12,7 @@ Synthesis", ICLR 2019 (losses, optimisers, average); Zhao et al.,
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.struct
 import jax
@@ -22,14 +22,14 @@ import optax
 import scipy.linalg
 from jaxtyping import Array, Float, Key
 
-from ddjax.augment import augment
+from ddjax.augment import augment, parse
 from ddjax.data import preprocess
 from ddjax.models import biggan
+from ddjax.settings import Gan
 from ddjax.types import Batch, InputError, Params
 
 __all__ = [
     "GanState",
-    "Settings",
     "averaged",
     "critic_loss",
     "frechet_distance",
@@ -37,37 +37,6 @@ __all__ = [
     "init_state",
     "update",
 ]
-
-
-class Settings(NamedTuple):
-    """What shapes an update; hashable, fixed during a run.
-
-    Attributes:
-      generator_rate: of Adam, betas (0, 0.999).
-      critic_rate: the same of the critic.
-      average: decay of the generator's average; smaller in the first steps,
-        (1 + step) / (10 + step), so that the start is forgotten.
-      augment: augmentation groups, applied one after another to what the
-        critic sees; () for none.
-    """
-
-    generator_rate: float = 2e-4
-    critic_rate: float = 2e-4
-    average: float = 0.9999
-    augment: tuple[str, ...] = ()
-
-    def check(self) -> Settings:
-        """Itself, or InputError saying which number is impossible."""
-        for name in ("generator_rate", "critic_rate"):
-            if not getattr(self, name) > 0:
-                raise InputError(
-                    f"gan.{name} must be positive, not {getattr(self, name)}"
-                )
-        if not 0 <= self.average < 1:
-            raise InputError(
-                f"gan.average must lie in 0..1 and below 1, not {self.average}"
-            )
-        return self
 
 
 @flax.struct.dataclass
@@ -106,7 +75,7 @@ def init_state(
     key: Key[Array, ""],
     generator: biggan.Generator,
     critic: biggan.Critic,
-    settings: Settings,
+    settings: Gan,
 ) -> GanState:
     """The state before the first update.
 
@@ -115,11 +84,7 @@ def init_state(
       generator: the training form.
       critic: of the same size and classes.
       settings: of the run.
-
-    Raises:
-      InputError: the settings are impossible.
     """
-    settings.check()
     generator_key, critic_key, key = jax.random.split(key, 3)
     channels = generator.channels
     params, spectral = biggan.initialise(generator, generator_key, channels)
@@ -172,7 +137,7 @@ def update(
     *,
     generator: biggan.Generator,
     critic: biggan.Critic,
-    settings: Settings,
+    settings: Gan,
     axis_name: str | None = None,
 ) -> tuple[GanState, dict[str, Array]]:
     """One step of the generator, after a critic's step on each batch.
@@ -195,6 +160,7 @@ def update(
     if axis_name is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
     steps, size = batches.labels.shape
+    ops = parse(settings.augment)
     keys = jax.random.split(key, steps + 1)
 
     def mean(tree):
@@ -215,8 +181,8 @@ def update(
         fake = generate(state.generator, noise_key, labels)
         seen = jnp.concatenate(
             [
-                _seen(real_key, images, settings.augment),
-                _seen(fake_key, fake, settings.augment),
+                _seen(real_key, images, ops),
+                _seen(fake_key, fake, ops),
             ]
         )
 
@@ -249,7 +215,7 @@ def update(
         images, after = generate(params, noise_key, labels, ["spectral"])
         scores = critic.apply(
             {"params": judge, "spectral": judge_spectral},
-            _seen(seen_key, images, settings.augment),
+            _seen(seen_key, images, ops),
             labels,
         )
         return generator_loss(scores), after["spectral"]

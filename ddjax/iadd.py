@@ -21,8 +21,9 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from ddjax import importance as importance_lib
-from ddjax import losses
-from ddjax.importance import Importance
+from ddjax import losses, parallel
+from ddjax.augment import parse
+from ddjax.settings import Iadd
 from ddjax.training import supervised_loss
 from ddjax.types import ApplyFn, Batch, InputError, Params, Segment
 from ddjax.unroll import minibatch_indices, sgd_unroll
@@ -30,7 +31,6 @@ from ddjax.unroll import minibatch_indices, sgd_unroll
 __all__ = [
     "Distilled",
     "IaddState",
-    "Settings",
     "distill_loss",
     "distilled",
     "init_state",
@@ -52,45 +52,6 @@ class Distilled(NamedTuple):
     images: Any
     labels: Any
     learning_rate: Any
-
-
-class Settings(NamedTuple):
-    """What shapes an update; hashable, fixed during a run.
-
-    Attributes:
-      inner_steps: J, steps of the student.
-      batch_size: distilled images per inner step, at most n.
-      augment: augmentation groups, () for none.
-      image_step: rate of the outer SGD on images (network-input units).
-      image_momentum: of images and of the learning rate.
-      learning_rate_step: rate of the outer SGD on the learning rate.
-      label_step: rate of the outer SGD on label logits; 0 keeps labels.
-      importance: the form of W.
-    """
-
-    inner_steps: int
-    batch_size: int
-    augment: tuple[str, ...] = ()
-    image_step: float = 100.0
-    image_momentum: float = 0.5
-    learning_rate_step: float = 1e-7
-    label_step: float = 0.0
-    importance: Importance = Importance()
-
-    def check(self, num_images: int) -> Settings:
-        """Itself, or InputError saying which number is impossible."""
-        if self.inner_steps < 1:
-            raise InputError(
-                "iadd.inner_steps (J) must be at least 1, not "
-                f"{self.inner_steps}"
-            )
-        if not 1 <= self.batch_size <= num_images:
-            raise InputError(
-                f"iadd.batch_size must be 1 to {num_images} (the number of "
-                f"distilled images), not {self.batch_size}"
-            )
-        self.importance.check()
-        return self
 
 
 @flax.struct.dataclass
@@ -119,7 +80,7 @@ class IaddState:
 _SMOOTHING = 0.1  # of the one-hot labels that learned logits start from
 
 
-def make_optimizer(settings: Settings) -> optax.GradientTransformation:
+def make_optimizer(settings: Iadd) -> optax.GradientTransformation:
     """One optimiser per field of the state, in one place.
 
     SGD with momentum on images and learning rate, as MTT; Adam on raw
@@ -129,11 +90,11 @@ def make_optimizer(settings: Settings) -> optax.GradientTransformation:
     ascend = settings.importance.direction == "ascend"
     return optax.partition(
         {
-            "images": sgd(settings.image_step, settings.image_momentum),
+            "images": sgd(settings.image_step, settings.momentum),
             "learning_rate": sgd(
-                settings.learning_rate_step, settings.image_momentum
+                settings.learning_rate_step, settings.momentum
             ),
-            "labels": sgd(settings.label_step, settings.image_momentum)
+            "labels": sgd(settings.label_step, settings.momentum)
             if settings.label_step
             else optax.set_to_zero(),
             "importance": optax.adam(
@@ -160,7 +121,7 @@ def init_state(
     key: Key[Array, ""],
     initial: Distilled,
     params: Params,
-    settings: Settings,
+    settings: Iadd,
 ) -> IaddState:
     """The state before the first update.
 
@@ -174,9 +135,8 @@ def init_state(
       An IaddState of float32 arrays.
 
     Raises:
-      InputError: the settings are impossible, or an image is not finite.
+      InputError: an image is not finite.
     """
-    settings.check(initial.images.shape[0])
     if not bool(jnp.isfinite(jnp.asarray(initial.images)).all()):
         raise InputError(
             "the initial images hold values that are not finite: look for "
@@ -200,12 +160,12 @@ def init_state(
     )
 
 
-def distilled(state: IaddState, settings: Settings) -> Distilled:
+def distilled(state: IaddState, settings: Iadd) -> Distilled:
     """The distilled data set that a state stands for."""
     return _distilled(_variables(state), settings)
 
 
-def _distilled(variables: dict[str, Any], settings: Settings) -> Distilled:
+def _distilled(variables: dict[str, Any], settings: Iadd) -> Distilled:
     labels = variables["labels"]
     if settings.label_step:
         labels = jax.nn.softmax(labels)
@@ -218,7 +178,7 @@ def unroll_student(
     key: Key[Array, ""],
     *,
     apply_fn: ApplyFn,
-    settings: Settings,
+    settings: Iadd,
 ) -> tuple[Params, Float[Array, " t"]]:
     """J differentiable steps of a student on distilled data.
 
@@ -233,13 +193,11 @@ def unroll_student(
       (student params, [t] losses).
     """
     order_key, loss_key = jax.random.split(key)
+    count = data.images.shape[0]
     indices = minibatch_indices(
-        order_key,
-        data.images.shape[0],
-        settings.batch_size,
-        settings.inner_steps,
+        order_key, count, settings.batch_of(count), settings.inner_steps
     )
-    supervised = supervised_loss(apply_fn, settings.augment)
+    supervised = supervised_loss(apply_fn, parse(settings.augment))
 
     def loss_fn(params, chosen, key):
         # Looked up in here, so that the scan carries indices and not a copy
@@ -258,7 +216,7 @@ def distill_loss(
     key: Key[Array, ""],
     *,
     apply_fn: ApplyFn,
-    settings: Settings,
+    settings: Iadd,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The IADD loss of one segment, differentiable in the first two.
 
@@ -288,7 +246,7 @@ def update(
     segments: Segment,
     *,
     apply_fn: ApplyFn,
-    settings: Settings,
+    settings: Iadd,
     axis_name: str | None = None,
 ) -> tuple[IaddState, dict[str, Array]]:
     """One step of the outer loop, on the mean loss of several segments.
@@ -307,43 +265,26 @@ def update(
     Returns:
       (state after the step, metrics: scalars, the same on every device).
     """
-    count = jax.tree.leaves(segments)[0].shape[0]
-    step_key = jax.random.fold_in(state.key, state.step)
-    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * count
     variables = _variables(state)
 
-    def loss_of(variables, segment, index):
+    def loss_of(variables, segment, key):
         return distill_loss(
             _distilled(variables, settings),
             variables["importance"],
             segment,
-            jax.random.fold_in(step_key, index),
+            key,
             apply_fn=apply_fn,
             settings=settings,
         )
 
-    def add(total, inputs):
-        (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            variables, *inputs
-        )
-        return jax.tree.map(
-            jnp.add, total, (grads, {"loss": loss, **metrics})
-        ), None
-
-    zeros = jax.tree.map(
-        jnp.zeros_like,
-        (
-            variables,
-            dict.fromkeys(
-                ("loss", "inner_loss_first", "inner_loss_last"),
-                jnp.zeros((), jnp.float32),
-            ),
-        ),
+    grads, metrics = parallel.mean_gradient(
+        loss_of,
+        variables,
+        segments,
+        jax.random.fold_in(state.key, state.step),
+        metrics=("inner_loss_first", "inner_loss_last"),
+        axis_name=axis_name,
     )
-    total, _ = jax.lax.scan(add, zeros, (segments, first + jnp.arange(count)))
-    grads, metrics = jax.tree.map(lambda leaf: leaf / count, total)
-    if axis_name is not None:
-        grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
     updates, opt_state = make_optimizer(settings).update(
         grads, state.opt_state, variables
     )

@@ -19,60 +19,19 @@ of the forms that were tried are here, as one table of switches:
 [paper] W per parameter, optimised together with the images and the learning
 rate (Li et al., arXiv 2401.15863). The bounded forms, the rescaling, the
 direction and the displacement form are this project's. BUILD_NOTES.md has the
-study that compares them; its choice is the default in configs/common.py.
+study that compares them; its choice is the default in ``ddjax.settings``.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddjax.types import InputError, Params, Segment
+from ddjax.settings import Importance
+from ddjax.types import Params, Segment
 
-__all__ = ["Importance", "init", "project", "weights"]
-
-_CHOICES = {
-    "form": ("none", "free", "clipped", "exponential", "displacement"),
-    "per": ("parameter", "tensor"),
-    "rescale": ("none", "network", "tensor"),
-    "direction": ("descend", "ascend"),
-}
-
-
-class Importance(NamedTuple):
-    """The switches; see the table at the top of this file."""
-
-    form: str = "none"
-    per: str = "parameter"
-    bound: float = 1.0
-    rescale: str = "network"
-    direction: str = "descend"
-    step: float = 0.01
-    power: float = 0.5
-
-    def check(self) -> Importance:
-        """Itself, or InputError naming the valid values."""
-        for field, valid in _CHOICES.items():
-            value = getattr(self, field)
-            if value not in valid:
-                raise InputError(
-                    f"iadd.importance.{field} must be one of "
-                    f"{', '.join(valid)}, not {value!r}"
-                )
-        if self.bound <= 0 or self.step < 0:
-            raise InputError(
-                "iadd.importance.bound must be positive and .step not "
-                f"negative, not {self.bound} and {self.step}"
-            )
-        return self
-
-    @property
-    def learned(self) -> bool:
-        """Whether there is anything to optimise."""
-        return self.form in ("free", "clipped", "exponential")
+__all__ = ["init", "project", "weights"]
 
 
 def init(importance: Importance, params: Params) -> Params | None:

@@ -16,8 +16,9 @@ from jaxtyping import Array, Float, Int, Key
 from ddjax import losses, parallel
 from ddjax.augment import augment
 from ddjax.data import preprocess
+from ddjax.data.classes import check_labels
 from ddjax.data.rows import Rows, read_ahead
-from ddjax.types import ApplyFn, Batch, InputError, LossFn, Params
+from ddjax.types import ApplyFn, Batch, LossFn, Params
 from ddjax.unroll import minibatch_indices
 
 __all__ = [
@@ -50,15 +51,6 @@ class Recipe(NamedTuple):
     weight_decay: float = 0.0
     decay_at_half: bool = False
     augment: tuple[str, ...] = ()
-
-    def check(self, what: str) -> Recipe:
-        """Itself, or InputError where a number makes no training."""
-        if self.epochs < 1 or self.batch_size < 1:
-            raise InputError(
-                f"{what}.epochs and {what}.batch_size must be at least 1, "
-                f"not {self.epochs} and {self.batch_size}"
-            )
-        return self
 
 
 def apply_fn_of(module: Any) -> ApplyFn:
@@ -261,23 +253,6 @@ class Stream(NamedTuple):
     labels: np.ndarray
     num_classes: int
 
-    def check(self) -> Stream:
-        """Itself, or InputError where labels and images do not belong."""
-        labels, count = np.asarray(self.labels), len(self.images)
-        integers = np.issubdtype(labels.dtype, np.integer)
-        if not count or labels.shape != (count,) or not integers:
-            raise InputError(
-                "a stream needs an image or more and an integer label for "
-                f"each, not {count} images and {labels.dtype} labels of shape "
-                f"{labels.shape}"
-            )
-        if labels.min() < 0 or labels.max() >= self.num_classes:
-            raise InputError(
-                f"a stream's labels must lie in 0..{self.num_classes - 1}, "
-                f"not {labels.min()}..{labels.max()}: give its num_classes"
-            )
-        return self
-
 
 def train_streamed(
     key: Key[Array, ""],
@@ -397,8 +372,12 @@ def stream_chunks(
     Raises:
       InputError: labels and images do not belong together.
     """
-    stream.check()
-    labels = np.asarray(stream.labels, np.int32)
+    labels = check_labels(
+        "a stream's labels",
+        stream.labels,
+        len(stream.images),
+        stream.num_classes,
+    ).astype(np.int32)
 
     def read(part):
         chosen, _ = part

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from ddjax import files, models, parallel, training
+from ddjax.settings import check_range
 from ddjax.types import Batch, InputError, Params, Segment
 
-__all__ = ["Teachers", "record", "sample_segment", "train_teachers"]
+__all__ = ["Recorder", "Teachers", "advance", "begin", "sample_segment"]
 
 _MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -34,29 +35,6 @@ _DTYPES = {
     "float32": (np.dtype(np.float32), np.dtype(np.float32)),
     "bfloat16": (np.dtype(np.uint16), np.dtype(ml_dtypes.bfloat16)),
 }
-
-
-def check_range(max_start: int, span: int, epochs: int) -> None:
-    """InputError unless segments fit in ``epochs`` epochs of training."""
-    if span < 1:
-        raise InputError(f"iadd.span (K) must be at least 1, not {span}")
-    if max_start < 0:
-        raise InputError(
-            f"iadd.max_start must not be negative, not {max_start}"
-        )
-    if max_start + span > epochs:
-        raise InputError(
-            f"iadd.max_start + iadd.span = {max_start} + {span} is beyond the "
-            f"teachers' {epochs} epochs: lower them or raise teacher.epochs"
-        )
-
-
-def check_dtype(dtype: str) -> None:
-    """InputError unless snapshots can be stored as ``dtype``."""
-    if dtype not in _DTYPES:
-        raise InputError(
-            f"teacher.dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}"
-        )
 
 
 def sample_segment(
@@ -85,66 +63,88 @@ def sample_segment(
     )
 
 
-def train_teachers(
+def begin(
     keys: Key[Array, " m"],
+    image_shape: Sequence[int],
+    module: Any,
+    *,
+    recipe: training.Recipe,
+    learning_rate: float,
+) -> tuple[Params, Any]:
+    """Teachers side by side before their first epoch.
+
+    Args:
+      keys: one per teacher; decides initialisation, order and augmentation.
+      image_shape: (h, w, c).
+      module: a network from ``models.build``.
+      recipe: of the training.
+      learning_rate: of the training.
+
+    Returns:
+      (params, optimiser state) whose leaves lead with m.
+    """
+    params = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves),
+        *(
+            models.init_params(module, key, image_shape)
+            for key in jax.vmap(jax.random.split)(keys)[:, 0]
+        ),
+    )
+    optimizer = training.sgd(recipe, learning_rate, 1)
+    return params, jax.vmap(optimizer.init)(params)
+
+
+def advance(
+    carry: tuple[Params, Any],
+    keys: Key[Array, " m"],
+    epoch: int,
     data: Batch | training.Stream,
     module: Any,
     *,
     recipe: training.Recipe,
     learning_rate: float,
     preprocessing: Any = None,
-) -> Iterator[Params]:
-    """Teachers side by side: their parameters at the start and every epoch.
+) -> tuple[Params, Any]:
+    """One epoch of teachers side by side, at a constant rate.
 
     Args:
-      keys: one per teacher; decides initialisation, order and augmentation.
+      carry: of ``begin``, or of the epoch before.
+      keys: those of ``begin``.
+      epoch: its number, from 0 on.
       data: stored images [n h w c] and one-hot labels [n k], on the device; or
         a Stream of them, with the same result.
       module: a network from ``models.build``.
-      recipe: ``recipe.epochs`` epochs at a constant rate.
-      learning_rate: that rate.
+      recipe: all but its number of epochs.
+      learning_rate: of every step.
       preprocessing: where given, takes the images to network input.
 
-    Yields:
-      params whose leaves lead with m, ``recipe.epochs + 1`` times.
+    Returns:
+      (params, optimiser state) after the epoch.
     """
-    pairs = jax.vmap(jax.random.split)(keys)
-    params = jax.tree.map(
-        lambda *leaves: jnp.stack(leaves),
-        *(
-            models.init_params(module, key, data.images.shape[1:])
-            for key in pairs[:, 0]
-        ),
-    )
-    optimizer = training.sgd(recipe, learning_rate, 1)
-    carry = params, jax.vmap(optimizer.init)(params)
-    yield params
+    order_keys = jax.vmap(jax.random.split)(keys)[:, 1]
+    epoch_keys = jax.vmap(jax.random.fold_in, (0, None))(order_keys, epoch)
     rate = jnp.asarray(learning_rate, jnp.float32)
     constant = recipe._replace(epochs=1, decay_at_half=False)
-    for epoch in range(recipe.epochs):
-        epoch_keys = jax.vmap(jax.random.fold_in, (0, None))(pairs[:, 1], epoch)
-        if isinstance(data, training.Stream):
-            carry = training.stream_epochs(
-                carry,
-                epoch_keys[None],
-                data,
-                rate,
-                module=module,
-                recipe=constant,
-                num_steps=1,
-                preprocessing=preprocessing,
-            )
-        else:
-            carry = _epoch(
-                carry,
-                epoch_keys,
-                data,
-                rate,
-                preprocessing,
-                module=module,
-                recipe=constant,
-            )
-        yield carry[0]
+    if isinstance(data, training.Stream):
+        return training.stream_epochs(
+            carry,
+            epoch_keys[None],
+            data,
+            rate,
+            module=module,
+            recipe=constant,
+            num_steps=1,
+            preprocessing=preprocessing,
+        )
+    return _epoch(
+        carry,
+        epoch_keys,
+        data,
+        rate,
+        preprocessing,
+        module=module,
+        recipe=constant,
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("module", "recipe"))
@@ -166,121 +166,84 @@ def _epoch(carry, keys, data, rate, preprocessing, *, module, recipe):
     return parallel.map_networks(one, carry, keys)
 
 
-def record(
-    folder: Path,
-    key: Key[Array, ""],
-    data: Batch | training.Stream,
-    module: Any,
-    *,
-    count: int,
-    recipe: training.Recipe,
-    learning_rate: float,
-    preprocessing: Any = None,
-    dtype: str = "float32",
-    shaped_by: dict[str, Any],
-    at_once: int | None = None,
-    progress: Callable[[], None] = lambda: None,
-) -> Teachers:
-    """Trains the teachers that a folder lacks, and opens it.
+class Recorder:
+    """A folder of teachers as it is filled, group by group."""
 
-    Teacher i draws from ``fold_in(key, i)``, so an interrupted recording
-    goes on where it stopped, and more teachers can be added, with the same
-    result.
+    def __init__(
+        self, folder: Path, *, dtype: str, shaped_by: dict[str, Any]
+    ) -> None:
+        """Opens a folder; made if need be.
 
-    Args:
-      folder: made if need be.
-      key: of all teachers.
-      data: stored images [n h w c] and one-hot labels [n k], which go to the
-        device; or a Stream of images that do not fit there.
-      module: a network from ``models.build``.
-      count: m, teachers in all.
-      recipe: of each; every epoch is stored.
-      learning_rate: constant.
-      preprocessing: where given, takes the images to network input.
-      dtype: "float32" or "bfloat16", of the stored parameters.
-      shaped_by: JSON-able; whatever made these teachers what they are. A
-        folder that was shaped by something else is refused.
-      at_once: teachers trained side by side; by default what is fastest on
-        this backend.
-      progress: called after every epoch of every teacher.
+        Args:
+          folder: of the teachers.
+          dtype: "float32" or "bfloat16", of the stored parameters.
+          shaped_by: JSON-able; whatever makes these teachers what they are.
 
-    Returns:
-      Teachers.
-
-    Raises:
-      InputError: the folder holds other teachers, or a damaged one; or a
-        stream's labels and images do not belong together.
-    """
-    check_dtype(dtype)
-    if count < 1:
-        raise InputError(f"teacher.count must be at least 1, not {count}")
-    recipe.check("teacher")
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest = _read_manifest(folder)
-    if manifest is None:
-        manifest = {
+        Raises:
+          InputError: the folder holds teachers of another kind, or a damaged
+            manifest.
+        """
+        self.folder = Path(folder)
+        self._stored_as, self._kind = _DTYPES[dtype]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._manifest = _read_manifest(self.folder) or {
             "format": _FORMAT,
             "dtype": dtype,
             "shaped_by": shaped_by,
             "leaves": None,
             "teachers": {},
         }
-    if (manifest["shaped_by"], manifest["dtype"]) != (shaped_by, dtype):
-        raise InputError(
-            f"{folder} holds teachers of another kind: name another folder "
-            "with --teachers, or remove it"
-        )
-    at_once = at_once or parallel.networks_at_once()
-    if not isinstance(data, training.Stream):
-        data = Batch(jnp.asarray(data.images), jnp.asarray(data.labels))
-    stored_as, kind = _DTYPES[dtype]
-    missing = [i for i in range(count) if str(i) not in manifest["teachers"]]
-    for _ in range((count - len(missing)) * recipe.epochs):
-        progress()
-    for begin in range(0, len(missing), at_once):
-        group = missing[begin : begin + at_once]
-        keys = jnp.stack([jax.random.fold_in(key, i) for i in group])
-        rows = []
-        for params in train_teachers(
-            keys,
-            data,
-            module,
-            recipe=recipe,
-            learning_rate=learning_rate,
-            preprocessing=preprocessing,
-        ):
-            leaves = jax.tree_util.tree_leaves_with_path(params)
-            row = np.concatenate(
-                [np.reshape(leaf, (len(group), -1)) for _, leaf in leaves], 1
+        found = self._manifest["shaped_by"], self._manifest["dtype"]
+        if found != (shaped_by, dtype):
+            raise InputError(
+                f"{folder} holds teachers of another kind: name another "
+                "folder with --teachers, or remove it"
             )
-            if not np.isfinite(row).all():
-                raise InputError(
-                    f"a teacher among {group} is not finite after {len(rows)} "
-                    "epochs: look for NaN in the data, or lower "
-                    "teacher.learning_rate"
-                )
-            if rows:
-                for _ in group:
-                    progress()
-            rows.append(row.astype(kind).view(stored_as))
-        manifest["leaves"] = [
+
+    def missing(self, count: int) -> list[int]:
+        """Which of ``count`` teachers are not there yet."""
+        return [
+            i for i in range(count) if str(i) not in self._manifest["teachers"]
+        ]
+
+    def write(self, group: Sequence[int], snapshots: Sequence[Params]) -> None:
+        """Stores some teachers, and only then counts them.
+
+        Args:
+          group: their numbers.
+          snapshots: params at the start and after every epoch, whose leaves
+            lead with m as ``group`` does.
+        """
+        leaves = jax.tree_util.tree_leaves_with_path(snapshots[0])
+        self._manifest["leaves"] = [
             {
                 "path": [entry.key for entry in path],
                 "shape": list(leaf.shape[1:]),
             }
             for path, leaf in leaves
         ]
+        rows = [
+            np.concatenate(
+                [
+                    np.reshape(leaf, (len(group), -1))
+                    for leaf in jax.tree.leaves(params)
+                ],
+                1,
+            )
+            .astype(self._kind)
+            .view(self._stored_as)
+            for params in snapshots
+        ]
         for position, teacher in enumerate(group):
             name = f"teacher_{teacher:04d}.npy"
-            with files.atomic_write(folder / name) as file:
+            with files.atomic_write(self.folder / name) as file:
                 np.save(file, np.stack([row[position] for row in rows]))
-            manifest["teachers"][str(teacher)] = {
+            self._manifest["teachers"][str(teacher)] = {
                 "file": name,
                 "snapshots": len(rows),
-                "sha256": files.sha256(folder / name),
+                "sha256": files.sha256(self.folder / name),
             }
-        files.write_json(folder / _MANIFEST, manifest)
-    return Teachers(folder, count)
+        files.write_json(self.folder / _MANIFEST, self._manifest)
 
 
 class Teachers:
@@ -296,7 +259,7 @@ class Teachers:
         """Opens a folder and checks every file of it.
 
         Args:
-          folder: of ``record``.
+          folder: of a ``Recorder``.
           count: how many of its teachers to use; all by default.
 
         Raises:

@@ -5,80 +5,67 @@ Imported first by each script, so that ``configs`` is found from any folder.
 
 from __future__ import annotations
 
-import errno
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from absl import flags
 from ml_collections import config_flags
-from tqdm import tqdm
 
 from configs import common
+from ddjax.runs.workdir import Shared, name_of, refusals
+from ddjax.settings import Settings
 from ddjax.types import InputError
 
-FLAGS = flags.FLAGS
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, for example configs/tiny.py."
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "the run's folder; runs/<script>-<config> by default"
-)
-_TEACHERS = flags.DEFINE_string(
-    "teachers", "runs/teachers", "shared teachers; runs/teachers by default"
-)
-_GENERATORS = flags.DEFINE_string(
-    "generators",
-    "runs/generators",
-    "shared pre-trained generators; runs/generators by default",
-)
-_DATA = flags.DEFINE_string(
-    "data", "runs/data", "shared prepared images; runs/data by default"
-)
+_FOLDERS = {
+    "workdir": (None, "the run's folder; runs/<script>-<config> by default"),
+    **{
+        name: (str(path), f"shared {what}; {path} by default")
+        for (name, path), what in zip(
+            Shared()._asdict().items(),
+            ("teachers", "prepared images", "pre-trained generators"),
+        )
+    },
+}
 
 
-class Shared(NamedTuple):
-    """Folders that runs share.
+class Asked(NamedTuple):
+    """What a command line asks for.
 
     Attributes:
-      teachers: one folder in it for each kind of teachers.
-      data: one folder in it for each prepared data set.
-      generators: one folder in it for each pre-trained generator.
+      settings: of the run.
+      workdir: the run's folder.
+      shared: where data, teachers and generators lie.
+      command: the command line itself.
     """
 
-    teachers: Path
-    data: Path
-    generators: Path
+    settings: Settings
+    workdir: Path
+    shared: Shared
+    command: str
 
 
-def main(run: Callable[..., None], description: str) -> None:
-    """Parses the command line, calls ``run``, and leaves with a plain word.
-
-    Exit codes: 0 done, 2 the user's mistake (one sentence on stderr).
+def main(run: Callable[[Asked], None], description: str) -> int:
+    """Parses the command line, calls ``run``, and ends with a plain word.
 
     Args:
-      run: run(config, workdir, shared).
+      run: does the work.
       description: the script's docstring.
+
+    Returns:
+      The exit code: 0 done, 2 the user's mistake (one sentence on stderr),
+      130 interrupted.
     """
     if any(word in ("-h", "--help", "-help") for word in sys.argv[1:]):
         print(_help(description))
-        sys.exit(0)
-
-    def parsed() -> None:
-        config, name = _parse(sys.argv)
-        script = Path(sys.argv[0]).stem
-        workdir = Path(_WORKDIR.value or f"runs/{script}-{name}")
-        folders = (_TEACHERS.value, _DATA.value, _GENERATORS.value)
-        run(config, workdir, Shared(*map(Path, folders)))
-
-    code = refusing(parsed)
-    if code:
-        sys.exit(code)
+        return 0
+    return refusing(lambda: run(asked(sys.argv)))
 
 
 def refusing(action: Callable[[], None]) -> int:
@@ -88,79 +75,45 @@ def refusing(action: Callable[[], None]) -> int:
       The exit code: 0 done, 2 the user's mistake, 130 interrupted.
     """
     try:
-        action()
+        with refusals():
+            action()
     except InputError as error:
-        return _refuse(str(error))
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            return _refuse(
-                f"the disk is full ({error.filename or 'while writing'}): "
-                "free some space and run the same command, it goes on from "
-                "its last checkpoint"
-            )
-        if error.errno in (
-            errno.EACCES,
-            errno.EPERM,
-            errno.EROFS,
-            errno.ENOTDIR,
-            errno.EEXIST,
-            errno.ENOENT,
-        ):
-            return _refuse(
-                f"cannot use {error.filename}: {error.strerror}; name "
-                "another folder with --workdir, --teachers, --data, "
-                "--generators or --out"
-            )
-        raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
 
 
-def look_steps(looks: int, last: int) -> list[int]:
-    """The updates after which a run is looked at: evenly, the last included."""
-    return sorted({round(last * (i + 1) / looks) for i in range(looks)} - {0})
-
-
-def progress(what: str, total: int, *, unit: str, initial: int = 0) -> tqdm:
-    """A bar with the time left; in a log file, a line now and then."""
-    return tqdm(
-        desc=what,
-        total=total,
-        unit=unit,
-        initial=initial,
-        leave=False,
-        mininterval=0.2 if sys.stderr.isatty() else 30,
+def asked(argv: list[str]) -> Asked:
+    """The command line, or InputError in one sentence."""
+    # Of this call alone: nothing is left of it for the next.
+    found = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "", flag_values=found, sys_argv=argv
     )
-
-
-def _refuse(sentence: str) -> int:
-    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
-    return 2
-
-
-def _parse(argv: list[str]) -> tuple[Any, str]:
-    """(locked config, its name), or InputError in one sentence."""
+    for name, (default, meaning) in _FOLDERS.items():
+        flags.DEFINE_string(name, default, meaning, flag_values=found)
     try:
-        rest = FLAGS(argv)
+        rest = found(argv)
         if len(rest) > 1:
             raise InputError(
                 f"unexpected argument {rest[1]!r}: flags start with --"
             )
-        config = _CONFIG.value
+        config = found.config
         if config is None:
             raise InputError(
                 "no config: add for example --config=configs/tiny.py"
             )
-        filename = config_flags.get_config_filename(FLAGS["config"])
+        filename = config_flags.get_config_filename(found["config"])
         path, _, argument = filename.partition(":")
         if not Path(path).is_file():
             raise InputError(
                 f"there is no config file {path}: check the path after "
                 "--config="
             )
-        missing = [f for f in common.FIELDS if not _has(config, f)]
+        settings = common.settings_of(config, filename)
     except InputError:
         raise
     except AttributeError as error:
@@ -182,21 +135,13 @@ def _parse(argv: list[str]) -> tuple[Any, str]:
         raise InputError(
             f"bad flag: {_plain(error)} (--help lists the fields)"
         ) from None
-    if missing:
-        raise InputError(
-            f"{filename} lacks the field {missing[0]}: start its get_config "
-            "from configs.common.base()"
-        )
-    words = re.findall("[A-Za-z0-9]+", argument)
-    return config, "-".join([Path(path).stem, *words])
-
-
-def _has(config: Any, field: str) -> bool:
-    for name in field.split("."):
-        if name not in config:
-            return False
-        config = config[name]
-    return True
+    name = name_of(Path(argv[0]).stem, Path(path).stem, argument)
+    return Asked(
+        settings,
+        Path(found.workdir or f"runs/{name}"),
+        Shared(*map(Path, (found.teachers, found.data, found.generators))),
+        shlex.join(["python", *argv]),
+    )
 
 
 def _plain(error: Exception) -> str:
@@ -214,15 +159,15 @@ def _help(description: str) -> str:
         "",
         "Flags:",
         "  --config=FILE[:ARG]    config file, for example configs/tiny.py",
-        f"  --workdir=FOLDER       {FLAGS['workdir'].help}",
-        f"  --teachers=FOLDER      {FLAGS['teachers'].help}",
-        f"  --data=FOLDER          {FLAGS['data'].help}",
-        f"  --generators=FOLDER    {FLAGS['generators'].help}",
+        *(
+            f"  {f'--{name}=FOLDER':22} {meaning}"
+            for name, (_, meaning) in _FOLDERS.items()
+        ),
         "  --config.FIELD=VALUE   overrides a field of the config, after "
         "--config",
         "",
         "Fields, with the defaults that a config file starts from:",
     ]
-    for field, (default, meaning) in common.FIELDS.items():
-        lines.append(f"  {field + '=' + str(default):44} {meaning}")
+    for name, field in common.FIELDS.items():
+        lines.append(f"  {f'{name}={field.default}':44} {field.meaning}")
     return "\n".join(lines)

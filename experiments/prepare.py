@@ -9,59 +9,20 @@ set that is prepared already is checked from end to end. The page,
 deviation: look at it before hours of training.
 """
 
-from __future__ import annotations
-
-from pathlib import Path
+import sys
 
 import launch
-import teachers
 
-from ddjax.data import preprocess
-from ddjax.pages import data as data_page
+from ddjax.runs import prepare
 
 
-def run(config, workdir: Path, shared: launch.Shared) -> None:
-    """Prepares the data, writes the page, and says where both are.
-
-    Args:
-      config: its data part and seed are used.
-      workdir: for the page.
-      shared: where the prepared images go.
-    """
-    splits, found = teachers.load(config, shared.data, thorough=True)
-    manifest = {} if found is None else found.manifest
-    fitted = preprocess.fit_standardise(splits.train.images)
-    workdir.mkdir(parents=True, exist_ok=True)
-    facts = {"Source": config.data.source}
-    if config.data.data_dir:
-        facts["Where"] = config.data.data_dir
-    if found is not None:
-        facts["Prepared in"] = str(found.folder)
-        facts["Ignored files"] = str(manifest["ignored"])
-    height, width, channels = splits.train.images.shape[1:]
-    sizes = {f"{width} x {height}": sum(len(part.labels) for part in splits)}
-    path = data_page.write_page(
-        workdir / "data.html",
-        title=f"Data: {workdir.name.removeprefix('prepare-')}",
-        facts=facts,
-        splits=splits._asdict(),
-        sizes=manifest.get("original_sizes", sizes),
-        unreadable=[tuple(pair) for pair in manifest.get("unreadable", [])],
-        mean=fitted.mean.tolist(),
-        std=fitted.std.tolist(),
+def run(asked: launch.Asked) -> None:
+    """Prepares the data, writes the page, and says where both are."""
+    chosen = asked.settings
+    prepare.write_page(
+        chosen.data, chosen.seed, asked.shared.data, asked.workdir
     )
-    counts = ", ".join(
-        f"{len(part.labels):,} {name.replace('_', '-')}"
-        for name, part in splits._asdict().items()
-    )
-    print(
-        f"{len(splits.train.class_names)} classes of {height} x {width} x "
-        f"{channels} images: {counts}"
-    )
-    if found is not None:
-        print(f"prepared in {found.folder}")
-    print(f"page: {path}")
 
 
 if __name__ == "__main__":
-    launch.main(run, __doc__)
+    sys.exit(launch.main(run, __doc__))

@@ -3,8 +3,7 @@
     python experiments/report.py --workdir=runs/iadd-tiny
 
 Prints the path of the page. What is in the folder decides which page it is: of
-a run of IADD or D2M, or of a pre-training. The modules of
-ddjax/pages list the artefacts that each needs.
+a run of IADD or D2M, or of a pre-training.
 """
 
 from __future__ import annotations
@@ -14,8 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import launch
+
 from ddjax.pages import report
-from ddjax.types import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,12 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="folder of a run or of a pre-training",
     )
     args = parser.parse_args(argv)
-    try:
-        print(report.write_page(args.workdir))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return launch.refusing(lambda: print(report.write_page(args.workdir)))
 
 
 if __name__ == "__main__":

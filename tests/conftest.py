@@ -1,14 +1,14 @@
 """Four CPU devices, and checked shapes in every function of the library."""
 
 import os
+from pathlib import Path
 
-# Before JAX is imported: it reads both once. Nearly all of the time goes into
-# compiling, most of it into machine code better than tiny arrays need: the
-# fusion emitters alone treble the time of a large gradient.
+from small import QUICK
+
+# Before JAX is imported: it reads both once.
 os.environ["XLA_FLAGS"] = " ".join(
     (
-        "--xla_backend_optimization_level=0",
-        "--xla_cpu_use_fusion_emitters=false",
+        QUICK,
         "--xla_cpu_parallel_codegen_split_count=1",
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=4",
@@ -20,8 +20,16 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-# Not in a `with`: modules that a test imports later are to be checked too.
-install_import_hook("ddjax", "beartype.beartype")
+# Not in a `with`: modules that a test imports later are to be checked too. Of
+# settings, the fields check themselves, and take an integer for a float.
+install_import_hook(
+    [
+        f"ddjax.{path.stem}"
+        for path in (Path(__file__).parents[1] / "ddjax").iterdir()
+        if path.stem not in ("__init__", "settings")
+    ],
+    "beartype.beartype",
+)
 
 
 @pytest.fixture

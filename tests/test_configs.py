@@ -74,7 +74,7 @@ def test_config_builds_and_is_locked(path, argument):
     assert isinstance(config, ConfigDict) and config.is_locked
     assert list(common.flat(config)) == list(common.FIELDS)
     for field, value in common.flat(config).items():
-        assert isinstance(value, type(common.FIELDS[field][0])), field
+        assert isinstance(value, type(common.FIELDS[field].default)), field
     if "ipc=" in argument:
         assert f"ipc={config.iadd.ipc}," in argument
         assert (config.model.width == 128) == ("size=full" in argument)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddjax.data import imagenet, preprocess, sources
+from ddjax.data import classes, imagenet, preprocess, sources
 from ddjax.data.rows import Rows
 from ddjax.types import InputError
 
@@ -68,7 +68,7 @@ def test_seed_decides_what_is_held_out(digits):
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5])
 def test_impossible_fraction(digits, fraction):
-    with pytest.raises(InputError, match="held_out"):
+    with pytest.raises(InputError, match="a share lies between 0 and 1"):
         sources.split_held_out(digits.train, fraction, jax.random.key(0))
 
 
@@ -83,28 +83,28 @@ def test_fraction_that_empties_a_class():
 def test_per_class_indices():
     labels = np.int32([2, 0, 1, 0, 2, 1, 0, 1, 2, 2])
     key = jax.random.key(0)
-    chosen = sources.per_class_indices(key, labels, 3, 2)
+    chosen = classes.per_class_indices(key, labels, 3, 2)
     np.testing.assert_array_equal(labels[chosen], [0, 0, 1, 1, 2, 2])
     assert len(set(chosen.tolist())) == 6
     np.testing.assert_array_equal(
-        sources.per_class_indices(key, labels, 3, 2), chosen
+        classes.per_class_indices(key, labels, 3, 2), chosen
     )
     others = [
-        sources.per_class_indices(jax.random.key(seed), labels, 3, 2).tolist()
+        classes.per_class_indices(jax.random.key(seed), labels, 3, 2).tolist()
         for seed in range(1, 4)
     ]
     assert any(other != chosen.tolist() for other in others)
-    assert len(sources.per_class_indices(key, labels, 3, 3)) == 9
+    assert len(classes.per_class_indices(key, labels, 3, 3)) == 9
     with pytest.raises(InputError, match=r"class 0 has 3 .* the 4"):
-        sources.per_class_indices(key, labels, 3, 4)
+        classes.per_class_indices(key, labels, 3, 4)
 
 
 def test_one_hot():
     np.testing.assert_array_equal(
-        sources.one_hot(np.int32([1, 0]), 3),
+        classes.one_hot(np.int32([1, 0]), 3),
         np.float32([[0, 1, 0], [1, 0, 0]]),
     )
-    assert sources.one_hot(np.int32([1]), 3).dtype == np.float32
+    assert classes.one_hot(np.int32([1]), 3).dtype == np.float32
 
 
 @pytest.fixture
@@ -158,8 +158,6 @@ def test_first_of_each_class(load):
         first.images[first.labels == 3],
         whole.images[whole.labels == 3][:20],
     )
-    with pytest.raises(InputError, match="per_class must not be negative"):
-        load("digits", per_class=-1)
 
 
 @pytest.mark.parametrize("names", ["a", "a,a", "a,b,c"])
@@ -211,7 +209,7 @@ def test_folder_without_a_test_part(folder, load):
     assert any(
         values(part) != values(there) for part, there in zip(other, found)
     )
-    with pytest.raises(InputError, match=r"data\.test_share"):
+    with pytest.raises(InputError, match="a share lies between 0 and 1"):
         load("folder", folder, test_share=0.0)
 
 
@@ -392,7 +390,10 @@ NAN[3, 0, 0, 0] = np.nan
         ({"train_labels": np.arange(7) % 2}, "8 integers"),
         ({"train_labels": np.arange(8) / 8}, "integers"),
         ({"test_labels": np.array([0, 1, -1, 0])}, "test_labels must lie in"),
-        ({"class_names": np.array(["cat"])}, "must lie in 0..0"),
+        (
+            {"class_names": np.array(["cat"])},
+            "class_names has 1 names, and lab",
+        ),
         ({"train_images": np.zeros((0, 4, 3, 3), np.uint8)}, "shape"),
         ({"train_labels": np.array(["a", "b"] * 4)}, "8 integers"),
         ({"train_labels": np.full(8, np.nan)}, "8 integers"),

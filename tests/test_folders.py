@@ -283,9 +283,13 @@ def test_folders_that_cannot_be(tmp_path, paths, said):
 
 def test_no_folder(tmp_path):
     grow(tmp_path, "file")
-    for where, why in (("gone", "No such file"), ("file", "Not a directory")):
+    for said in (
+        "there is no folder .*gone: ",
+        "file cannot .*Not a directory",
+    ):
+        where = "gone" if "gone" in said else "file"
         for listing in (list_images, list_tiny_imagenet):
-            with pytest.raises(InputError, match=f"{where}.*{why}"):
+            with pytest.raises(InputError, match=said):
                 listing(tmp_path / where)
 
 

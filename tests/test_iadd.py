@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from dataclasses import replace
 
 import chex
 import jax
@@ -11,18 +12,26 @@ import pytest
 from flax import linen as nn
 
 from ddjax import iadd, importance, models, parallel, training
-from ddjax.importance import Importance
 from ddjax.models.layers import Dense
+from ddjax.settings import Iadd, Importance
 from ddjax.types import InputError, Segment
 from ddjax.unroll import minibatch_indices
 
 CLASSES, EXAMPLES, SIZE = 3, 6, (2, 3, 1)
 NETWORK = models.build("mlp", num_classes=CLASSES, width=5)
-PLAIN = iadd.Settings(
-    inner_steps=2, batch_size=4, image_step=2.0, learning_rate_step=0.05
+PLAIN = Iadd(
+    inner_steps=2,
+    batch_size=4,
+    augment="none",
+    image_step=2.0,
+    learning_rate_step=0.05,
+    importance=Importance("none"),
 )
-LEARNED = PLAIN._replace(
-    importance=Importance("exponential", step=0.1, bound=3.0)
+LEARNED = replace(
+    PLAIN,
+    importance=Importance(
+        "exponential", direction="descend", step=0.1, bound=3.0
+    ),
 )
 
 
@@ -187,7 +196,7 @@ def updates_by_hand(settings, count, steps):
 
 @pytest.mark.parametrize(
     "settings",
-    [LEARNED, PLAIN._replace(label_step=3.0)],
+    [LEARNED, replace(PLAIN, label_step=3.0)],
     ids=["importance", "labels"],
 )
 def test_update_by_hand(settings):
@@ -221,11 +230,11 @@ def test_update_by_hand(settings):
 
 
 def test_ascent_is_the_opposite_of_descent_and_bounded():
-    bounded = LEARNED.importance._replace(step=10.0, bound=0.5)
+    bounded = replace(LEARNED.importance, step=10.0, bound=0.5)
     moved = {}
     for direction in ("descend", "ascend"):
-        settings = LEARNED._replace(
-            importance=bounded._replace(direction=direction)
+        settings = replace(
+            LEARNED, importance=replace(bounded, direction=direction)
         )
         state, _ = update(
             begin(settings, LINEAR),
@@ -242,7 +251,7 @@ def test_ascent_is_the_opposite_of_descent_and_bounded():
 
 
 def test_distilled_labels():
-    settings = PLAIN._replace(label_step=0.1)
+    settings = replace(PLAIN, label_step=0.1)
     state = begin(settings)
     np.testing.assert_allclose(
         iadd.distilled(state, settings).labels,
@@ -467,23 +476,9 @@ def test_displacement_of_a_parameter_that_stays():
 # --- Refusals ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "changes, said",
-    [
-        ({"inner_steps": 0}, "inner_steps"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"batch_size": EXAMPLES + 1}, "batch_size"),
-        ({"importance": Importance("expo")}, "exponential"),
-        ({"importance": Importance(per="layer")}, "tensor"),
-        ({"importance": Importance(rescale="all")}, "network"),
-        ({"importance": Importance(direction="up")}, "ascend"),
-        ({"importance": Importance(bound=0.0)}, "bound"),
-        ({"importance": Importance(step=-1.0)}, "step"),
-    ],
-)
-def test_impossible_settings(changes, said):
-    with pytest.raises(InputError, match=said):
-        begin(PLAIN._replace(**changes))
+def test_a_step_takes_all_images_where_they_are_fewer():
+    for batch_size, taken in ((0, EXAMPLES), (4, 4), (99, EXAMPLES)):
+        assert replace(PLAIN, batch_size=batch_size).batch_of(EXAMPLES) == taken
 
 
 def test_images_that_are_not_finite():

@@ -1,8 +1,6 @@
 """The page of a run of D2M."""
 
-import importlib.util
 import json
-import pathlib
 import re
 
 import numpy as np
@@ -23,10 +21,8 @@ from read_pages import (
     summary,
 )
 
-from ddjax.pages import d2m, gan
+from ddjax.pages import d2m, gan, report
 from ddjax.types import InputError
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -313,15 +309,10 @@ def test_damage_of_a_run_is_named(run, pretraining):
         d2m.write_page(run / "nowhere")
 
 
-def test_the_script_writes_what_the_folder_is_of(run, pretraining, capsys):
-    path = ROOT / "experiments" / "report.py"
-    spec = importlib.util.spec_from_file_location("report_script", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+def test_what_is_in_a_folder_decides_its_page(run, pretraining):
     for folder, title in (
         (run, "Distillation report"),
         (pretraining, "Pre-training report"),
     ):
-        assert script.main([f"--workdir={folder}"]) == 0
-        assert capsys.readouterr().out == f"{folder / 'report.html'}\n"
+        assert report.write_page(folder) == folder / "report.html"
         assert f"<title>{title}" in (folder / "report.html").read_text()

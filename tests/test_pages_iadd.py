@@ -1,8 +1,6 @@
 """The report: what is on the page."""
 
-import importlib.util
 import json
-import pathlib
 import re
 
 import numpy as np
@@ -13,8 +11,6 @@ from read_pages import cells, check_self_contained, parse, section, sections
 
 from ddjax.pages import iadd
 from ddjax.types import InputError
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -187,25 +183,6 @@ def test_damaged_artefacts_are_named(run):
     (run / "initial.npz").write_bytes(b"PK no zip")
     with pytest.raises(InputError, match=r"initial\.npz is not a whole npz"):
         iadd.write_page(run)
-
-
-def script():
-    path = ROOT / "experiments" / "report.py"
-    spec = importlib.util.spec_from_file_location("report_script", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_script_prints_the_path_or_one_sentence(run, capsys):
-    main = script().main
-    assert main([f"--workdir={run}"]) == 0
-    assert capsys.readouterr().out == f"{run / 'report.html'}\n"
-    assert main([f"--workdir={run / 'nowhere'}"]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert "there is no run folder" in captured.err
 
 
 def unbalanced(mean, recall):

@@ -201,13 +201,6 @@ def test_predict_prepares_stored_pixels():
     np.testing.assert_array_equal(found, logits.argmax(1))
 
 
-@pytest.mark.parametrize("recipe", [Recipe(0, 1), Recipe(1, 0)])
-def test_impossible_recipes(recipe):
-    with pytest.raises(InputError, match=r"teacher\.epochs"):
-        recipe.check("teacher")
-    assert Recipe(1, 1).check("teacher") == Recipe(1, 1)
-
-
 # --- Streams -----------------------------------------------------------------
 
 
@@ -334,7 +327,7 @@ def test_stream_is_read_in_bounded_chunks(monkeypatch):
 @pytest.mark.parametrize(
     "labels, said",
     [
-        ([0, 1], r"not 3 images and int64 labels of shape \(2,\)"),
+        ([0, 1], r"3 integers, one for each .* not int64 of shape \(2,\)"),
         ([0.0, 1.0, 2.0], "float64"),
         ([0, 1, CLASSES], "0..2, not 0..3"),
         ([0, -1, 1], "not -1..1"),

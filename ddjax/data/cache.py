@@ -185,7 +185,6 @@ def prepare(
       InputError: the source is missing or unfit, or too much of it cannot be
         read.
     """
-    _check_form(form)
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(f"{folder}.lock")
     try:
@@ -217,19 +216,6 @@ def prepare(
     if found.manifest["unreadable"]:
         say(_left_out(found.manifest, folder))
     return found
-
-
-def _check_form(form: Form) -> None:
-    decode.check_crop(form.crop)
-    if form.size < 0:
-        raise InputError(
-            f"data.size is a side in pixels, or 0, and not {form.size}"
-        )
-    if form.channels not in (0, 1, 3):
-        raise InputError(
-            "data.channels is 1 for grey, 3 for colour or 0 for what the "
-            f"images are, and not {form.channels}"
-        )
 
 
 def open_cache(folder: Path, *, thorough: bool = False) -> Cache:

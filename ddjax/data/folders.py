@@ -289,6 +289,10 @@ def _entries(folder: Path, where: str, mend: str = "") -> list[os.DirEntry]:
     try:
         with os.scandir(folder / where) as entries:
             return [e for e in entries if not e.name.startswith(".")]
+    except FileNotFoundError:
+        raise InputError(
+            f"there is no folder {folder / where}: {mend or 'check the path'}"
+        ) from None
     except OSError as error:
         mend = mend or "name a folder of images that you may read"
         raise InputError(

@@ -205,7 +205,7 @@ def check_name(name: str) -> None:
     """InputError unless ``fit`` knows the name."""
     if name not in _FITS:
         raise InputError(
-            f"data.preprocess must be {', '.join(_FITS)}, not {name!r}"
+            f"unknown preprocessing {name!r}: choose {', '.join(_FITS)}"
         )
 
 

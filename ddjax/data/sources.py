@@ -13,20 +13,20 @@ import jax
 import numpy as np
 
 from ddjax import files
-from ddjax.data import cache, folders
+from ddjax.data import arrays, cache, folders
 from ddjax.data.cache import AS_THEY_ARE, Form, Records, Source
 from ddjax.data.rows import Rows
 from ddjax.types import InputError
 
 __all__ = [
-    "ByClass",
     "Dataset",
     "Splits",
+    "check_share",
     "fingerprint",
     "load",
-    "one_hot",
     "prepare",
     "split_held_out",
+    "words",
 ]
 
 
@@ -114,85 +114,6 @@ def fingerprint(*datasets: Dataset) -> str:
     return digest.hexdigest()
 
 
-def one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """[n] integers to [n k] float32."""
-    return np.eye(num_classes, dtype=np.float32)[labels]
-
-
-def per_class_indices(
-    key: jax.Array,
-    labels: np.ndarray,
-    num_classes: int,
-    count: int,
-    *,
-    field: str = "iadd.ipc",
-) -> np.ndarray:
-    """``count`` random examples of every class, class by class.
-
-    Args:
-      key: one key.
-      labels: [n] integers in 0..k-1.
-      num_classes: k.
-      count: examples of each class.
-      field: of the config that asks for so many, for the message.
-
-    Returns:
-      [k * count] indices, without repetition.
-
-    Raises:
-      InputError: a class has fewer than ``count`` examples.
-    """
-    chosen = []
-    for label in range(num_classes):
-        members = np.flatnonzero(labels == label)
-        if len(members) < count:
-            raise InputError(
-                f"class {label} has {len(members)} training images beside "
-                f"those held out, fewer than the {count} asked for: lower "
-                f"config.{field}"
-            )
-        order = jax.random.permutation(
-            jax.random.fold_in(key, label), len(members)
-        )
-        chosen.append(members[np.asarray(order)[:count]])
-    return np.concatenate(chosen)
-
-
-class ByClass:
-    """Random images of the classes that are asked for."""
-
-    def __init__(self, labels: np.ndarray, num_classes: int):
-        """Sorts the images by class.
-
-        Args:
-          labels: [n] integers in 0..k-1.
-          num_classes: k.
-
-        Raises:
-          InputError: a class has no image.
-        """
-        self.num_classes = num_classes
-        self._order = np.argsort(labels, kind="stable")
-        self._count = np.bincount(labels, minlength=num_classes)
-        self._first = np.cumsum(self._count) - self._count
-        if not self._count.all():
-            raise InputError(
-                f"class {int(np.argmin(self._count))} has no training images: "
-                "remove it with data.classes"
-            )
-
-    def draw(self, key: jax.Array, labels: np.ndarray) -> np.ndarray:
-        """Indices of random images, with replacement, one of each label."""
-        share = np.asarray(_uniform(key, labels.size), np.float64)
-        at = share.reshape(labels.shape) * self._count[labels]
-        return self._order[self._first[labels] + at.astype(np.int64)]
-
-
-_uniform = jax.jit(
-    lambda key, count: jax.random.uniform(key, (count,)), static_argnums=1
-)
-
-
 def split_held_out(
     dataset: Dataset, fraction: float, key: jax.Array
 ) -> tuple[Dataset, Dataset]:
@@ -207,17 +128,19 @@ def split_held_out(
       (the rest in its old order, the part set aside).
 
     Raises:
-      InputError: the fraction is out of range, or empties a class.
+      InputError: the fraction is no share, or empties a class.
     """
-    return _set_aside(dataset, fraction, key, "data.held_out", "held-out")
+    return _set_aside(dataset, fraction, key, "held-out")
 
 
-def _set_aside(dataset, fraction, key, field, part):
-    if not 0 < fraction < 1:
-        raise InputError(
-            f"{field} is a share of the training images, between 0 and 1, "
-            f"not {fraction}"
-        )
+def check_share(value: float) -> None:
+    """InputError unless a share leaves something on both sides."""
+    if not 0 < value < 1:
+        raise InputError(f"a share lies between 0 and 1, not at {value}")
+
+
+def _set_aside(dataset, fraction, key, part):
+    check_share(fraction)
     aside = np.zeros(len(dataset.labels), bool)
     for label, name in enumerate(dataset.class_names):
         members = np.flatnonzero(dataset.labels == label)
@@ -264,12 +187,7 @@ def _digits() -> tuple[Dataset, Dataset]:
 
 
 def _npz(path: str) -> Source:
-    """Arrays of the user's own, in one file.
-
-    ``train_images`` and ``test_images`` [n h w c] or [n h w], uint8 or floats
-    in 0..1; ``train_labels`` and ``test_labels`` [n] integers from 0; and, if
-    wanted, ``class_names`` [k].
-    """
+    """Arrays of the user's own in one file; see ``arrays.check_arrays``."""
     if not path:
         raise InputError(
             "data.source=npz needs a file: set config.data.data_dir to it"
@@ -278,29 +196,16 @@ def _npz(path: str) -> Source:
         # Before it is read: if it is replaced meanwhile, it is read again.
         file = Path(path).expanduser().resolve()
         stamp = cache.stamp_of([file])
-        arrays = files.read_npz(file)
+        named = files.read_npz(file)
     except (OSError, files.DamagedFile) as error:
         raise InputError(
             f"cannot read arrays from data.data_dir {path!r} ({error}): name "
             "an .npz file that np.savez wrote, without object arrays"
         ) from None
-    wanted = [f"{s}_{a}" for s in ("train", "test") for a in _ARRAYS]
-    missing = [name for name in wanted if name not in arrays]
-    if missing:
-        raise InputError(
-            f"{path} lacks {', '.join(missing)}; it must hold "
-            f"{', '.join(wanted)}"
-        )
-    names = _names_of(path, arrays)
+    found = arrays.check_arrays(named, where=f"{path}: ")
 
     def records(split):
-        images = _pixels(f"{path}: {split}_images", arrays[f"{split}_images"])
-        labels = _labels(
-            f"{path}: {split}_labels",
-            arrays[f"{split}_labels"],
-            len(images),
-            names,
-        )
+        images, labels = found.parts[split]
         return Records(
             len(images),
             lambda begin, end: [
@@ -309,97 +214,13 @@ def _npz(path: str) -> Source:
             ],
         )
 
-    splits = {split: records(split) for split in ("train", "test")}
     return Source(
-        splits,
-        names,
-        channels=(*arrays["train_images"].shape, 1)[3],
+        {split: records(split) for split in found.parts},
+        found.class_names,
+        channels=found.parts["train"][0].shape[3],
         stamp=stamp,
         watched=(file,),
     )
-
-
-def _names_of(path, arrays) -> tuple[str, ...]:
-    """The class names that a file gives, or as many numbers as it has."""
-    highest = 0
-    for split in ("train", "test"):
-        labels = arrays[f"{split}_labels"]
-        # Sentences about labels that are none of this come from _labels.
-        if np.issubdtype(labels.dtype, np.integer) and labels.size:
-            highest = max(highest, int(labels.max()))
-    if "class_names" not in arrays:
-        if highest >= max(len(arrays["train_images"]), 2):
-            raise InputError(
-                f"{path}: labels go up to {highest}, with "
-                f"{len(arrays['train_images'])} training images: number the "
-                "classes from 0 without gaps"
-            )
-        return tuple(map(str, range(highest + 1)))
-    names = arrays["class_names"]
-    if names.ndim != 1 or names.dtype.kind not in "US":
-        raise InputError(
-            f"{path}: class_names must be a list of texts, not {names.dtype} "
-            f"of shape {names.shape}"
-        )
-    found = tuple(
-        name.decode(errors="replace") if isinstance(name, bytes) else str(name)
-        for name in names
-    )
-    if len(set(found)) < len(found):
-        raise InputError(f"{path}: class_names must all be different")
-    return found
-
-
-_ARRAYS = ("images", "labels")
-
-
-def _pixels(what: str, images: np.ndarray) -> np.ndarray:
-    """[n h w c] uint8 from whatever of images a user may bring."""
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or not images.size:
-        raise InputError(
-            f"{what} must have the shape (n, h, w, c), not {images.shape}"
-        )
-    if images.shape[3] not in (1, 3):
-        raise InputError(
-            f"{what} must have 1 or 3 channels in the last axis, not "
-            f"{images.shape[3]}: if they stand in the second, save "
-            "images.transpose(0, 2, 3, 1)"
-        )
-    if images.dtype == np.uint8:
-        return images
-    if not np.issubdtype(images.dtype, np.floating):
-        raise InputError(
-            f"{what} must be uint8 or floats in 0..1, not {images.dtype}"
-        )
-    if not np.isfinite(images).all():
-        bad = np.flatnonzero(~np.isfinite(images).all((1, 2, 3)))
-        raise InputError(
-            f"{what} holds NaN or infinite values in {len(bad)} images, the "
-            f"first is number {bad[0]}: remove or mend them"
-        )
-    if images.min() < 0 or images.max() > 1:
-        raise InputError(
-            f"{what} are floats from {images.min():.3g} to "
-            f"{images.max():.3g}: bring them to 0..1, black to white"
-        )
-    return np.rint(images * 255).astype(np.uint8)
-
-
-def _labels(what, labels, count, names):
-    """[n] int32, each in 0..k-1."""
-    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(
-            f"{what} must be {count} integers, not {labels.dtype} of shape "
-            f"{labels.shape}"
-        )
-    if labels.min() < 0 or labels.max() >= len(names):
-        raise InputError(
-            f"{what} must lie in 0..{len(names) - 1}, not "
-            f"{labels.min()}..{labels.max()}"
-        )
-    return labels.astype(np.int32)
 
 
 def _folder(folder: Path, listing: folders.Listing) -> Source:
@@ -531,13 +352,14 @@ def prepare(
         lambda: opened(data_dir),
         identity=identity,
         form=form,
-        classes=_words(classes),
+        classes=words(classes),
         **how,
     )
 
 
-def _words(joined: str) -> list[str]:
-    return [word.strip() for word in joined.split(",") if word.strip()]
+def words(joined: str) -> tuple[str, ...]:
+    """ "a, b" as ("a", "b")."""
+    return tuple(word.strip() for word in joined.split(",") if word.strip())
 
 
 def load(
@@ -589,7 +411,7 @@ def load(
         opened(found)
         parts = _cached_parts(found)
     if class_names:
-        parts = _renamed(parts, _words(class_names))
+        parts = _renamed(parts, words(class_names))
     key = jax.random.fold_in(jax.random.key(seed), 0xDA7A)
     train = parts.pop("train")
     if "test" not in parts:
@@ -597,12 +419,7 @@ def load(
             train,
             test_share,
             jax.random.fold_in(key, 0x7E57),
-            "data.test_share",
             "test",
-        )
-    if per_class < 0:
-        raise InputError(
-            f"data.per_class must not be negative, not {per_class}"
         )
     if per_class:
         train = first_per_class(train, per_class)
@@ -624,7 +441,7 @@ def _digits_parts(form: Form, classes: str) -> dict[str, Dataset]:
             "data.channels at their defaults"
         )
     train, test = _digits()
-    numbers = cache.class_numbers(_words(classes), train.class_names)
+    numbers = cache.class_numbers(words(classes), train.class_names)
     return {
         "train": _only(train, numbers),
         "test": _only(test, numbers),

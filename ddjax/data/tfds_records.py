@@ -50,8 +50,9 @@ def open_tfds(name: str, data_dir: str) -> Source:
         known = tfds.list_builders(with_community_datasets=False)
         close = difflib.get_close_matches(name, known, 3) or ["cifar10"]
         raise InputError(
-            f"neither ddjax nor TFDS has a data set {name!r}: did you mean "
-            f"{' or '.join(close)}? data.source may also be digits, folder, "
+            f"there is no folder {name!r}, and neither ddjax nor TFDS has a "
+            f"data set of that name: check the path, or choose for example "
+            f"{' or '.join(close)}; data.source may also be digits, folder, "
             "npz, tiny_imagenet or imagenet"
         ) from None
     except ImportError as error:

@@ -142,8 +142,15 @@ def file_rows(folder: Path, what: Mapping[str, str]) -> list[list[str]]:
 
 def config_values(config: Mapping[str, Any]) -> dict[str, Any]:
     """What templates tell of a run's config.json."""
+    command = str(config.get("command", ""))
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quote that is not closed
+        words = command.split()
     return {
-        "command": str(config.get("command", "")),
+        "command": command,
+        # What names the run's data and recipe.
+        "flags": [w for w in words if w.startswith(("--config", "--data="))],
         "device": config.get("device"),
         "config": flatten(config.get("config") or {}),
         "versions": list((config.get("versions") or {}).items()),

@@ -57,7 +57,7 @@ def words(metric: str) -> str:
     return metric.replace("_", " ")
 
 
-def quoted(path: Path) -> str:
+def quoted(path: Path | str) -> str:
     """A path as a shell takes it."""
     return shlex.quote(str(path))
 

@@ -317,6 +317,7 @@ def distil_jax(name):
     from ddjax import d2m, models, training
     from ddjax.data import preprocess
     from ddjax.models import biggan
+    from ddjax.settings import D2m
 
     params, network, images, labels = distil_problem(name)
     module = biggan.Generator(
@@ -333,7 +334,8 @@ def distil_jax(name):
         width=SIZES[name]["network"],
         depth=DEPTH,
     )
-    settings = d2m.Settings(
+    settings = D2m(
+        augment="none",
         rate=RATE,
         average=AVERAGE,
         power=POWER,
@@ -457,14 +459,18 @@ def pretrain_jax(name):
 
     from ddjax import gan
     from ddjax.models import biggan
+    from ddjax.settings import Gan
     from ddjax.types import Batch
 
     (params, spectral), (judge, judge_spectral), images, labels = (
         pretrain_problem(name)
     )
     common = dict(num_classes=CLASSES, size=SIDE, width=SIZES[name]["width"])
-    settings = gan.Settings(
-        generator_rate=RATE, critic_rate=CRITIC_RATE, average=AVERAGE
+    settings = Gan(
+        generator_rate=RATE,
+        critic_rate=CRITIC_RATE,
+        average=AVERAGE,
+        augment="none",
     )
     generator = biggan.Generator(channels=CHANNELS, noise=NOISE, **common)
     critic = biggan.Critic(**common)

@@ -27,16 +27,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import d2m as d2m_script
-import gan as gan_script
 import jax
 import launch
-import teachers as teachers_script
-from ml_collections import ConfigDict
 
 from configs import cifar10, common, tiny
 from ddjax import artifact, d2m, evaluate, files, training
-from ddjax.types import Batch, InputError
+from ddjax.runs import d2m as d2m_run
+from ddjax.runs import gan, loop, prepare, protocols, scores
+from ddjax.runs.workdir import Shared
+from ddjax.settings import Settings
+from ddjax.types import InputError
 
 MAIN = {"published": {}}
 ABLATIONS = {
@@ -55,13 +55,13 @@ VARIANTS = {"main": MAIN, "ablations": ABLATIONS, "longer": LONGER}
 _EVALUATION = 300  # folded into the seed's key
 
 
-def config_of(data: str, data_dir: str) -> ConfigDict:
-    """The config that a study starts from."""
+def settings_of(data: str, data_dir: str) -> Settings:
+    """What a study starts from."""
     if data == "digits":
-        return tiny.get_config()
+        return common.settings_of(tiny.get_config())
     config = cifar10.get_config("ipc=10,size=small")
     config.data.data_dir = data_dir
-    return config
+    return common.settings_of(config)
 
 
 def main():
@@ -85,36 +85,32 @@ def study(args):
     """Measures what is missing, and prints the table."""
     folder = args.out / args.data
     folder.mkdir(parents=True, exist_ok=True)
-    shared = launch.Shared(
+    shared = Shared(
         args.shared / "teachers",
         args.shared / "data",
         args.shared / "generators",
     )
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for name, fields in VARIANTS[args.variants].items():
-            config = config_of(args.data, args.data_dir)
-            common.change(config, fields)
-            one(config, args, shared, seed, folder / f"{name} {seed}.json")
+            settings = settings_of(args.data, args.data_dir).changed(fields)
+            one(settings, args, shared, seed, folder / f"{name} {seed}.json")
     for name in [n for group in VARIANTS.values() for n in group]:
         report(name, sorted(folder.glob(f"{name} [0-9]*.json")))
 
 
-def one(config, args, shared, seed, path):
+def one(settings, args, shared, seed, path):
     """One variant of one seed, as far as it has not been measured."""
     rows = json.loads(path.read_text()) if path.exists() else {}
-    recipes = d2m_script.recipes_of(config)
+    recipes = protocols.recipes_of(settings)
+    own = settings.model.name
     asked = {
-        f"stored/{ipc}/{config.model.name}": (ipc, config.model.name, recipe)
+        f"stored/{ipc}/{own}": (ipc, own, recipe)
         for ipc, recipe in recipes.items()
         if not args.ipcs or str(ipc) in args.ipcs.split(",")
     }
     if args.stream:
-        recipe = d2m_script.stream_recipe(config)
-        asked[f"stream/{config.d2m.stream_ipc}/{config.model.name}"] = (
-            0,
-            config.model.name,
-            recipe,
-        )
+        recipe = protocols.stream_recipe(settings)
+        asked[f"stream/{settings.d2m.stream_ipc}/{own}"] = (0, own, recipe)
     if args.resnet18:
         recipe = recipes[10]._replace(epochs=args.resnet18)
         asked[f"stored/10/resnet18 {args.resnet18} epochs"] = (
@@ -123,7 +119,7 @@ def one(config, args, shared, seed, path):
             recipe,
         )
     made_by = {
-        "config": json.loads(json.dumps(common.flat(config))),
+        "config": json.loads(json.dumps(settings.flat())),
         "networks": args.networks,
     }
     if rows.get("made_by", made_by) != made_by:
@@ -135,47 +131,40 @@ def one(config, args, shared, seed, path):
     if not missing:
         return
     if args.data == "digits":
-        config.seed = seed
-    setting = teachers_script.prepare(config, shared.data)
-    settings = d2m_script.settings_of(config)
-    d2m_script.check(config, setting, settings)
-    pretrained = gan_script.train(config, setting, shared)
+        settings = settings.changed({"seed": seed})
+    task = prepare.task(
+        settings.data, settings.model, settings.seed, shared.data
+    )
+    d2m_run.check(settings.d2m, task)
+    pretrained = gan.train(settings, task, shared)
     found = artifact.load_generator(pretrained / "generator.npz")
     quality = json.loads((pretrained / "quality.json").read_text())
-    draw_network = d2m_script.networks_of(config, setting, shared)
-    config.seed = seed
-    params = distilled(config, setting, settings, found, draw_network)
-    test = setting.splits.test
-    images, left = teachers_script.as_input(test.images, setting.preprocessing)
+    draw_network = d2m_run.draw_network_of(settings, task, shared.teachers)
+    settings = settings.changed({"seed": seed})
+    params = distilled(settings, task, found, draw_network)
     key = jax.random.fold_in(jax.random.key(seed), _EVALUATION)
     for name, (ipc, model, recipe) in missing.items():
-        module = setting.network(config, model)
-        score = functools.partial(
-            evaluate.evaluate,
-            test=Batch(images, test.labels),
-            module=module,
-            learning_rate=config.evaluate.real_learning_rate,
-            test_preprocessing=left,
-        )
+        tested = settings.changed({"evaluate.models": model})
+        ((_, _, score),) = scores.tests_of(task, tested.evaluate)
+        how = {
+            "recipe": recipe,
+            "learning_rate": settings.evaluate.real_learning_rate,
+        }
         networks = 1 if model == "resnet18" else args.networks
         sides = {}
         for side, p in (("before", found.params), ("after", params)):
             if ipc:
-                result = d2m_script.stored_score(
-                    recipe, key, found, p, ipc, score, networks
+                result = protocols.stored_score(
+                    score, key, found, p, ipc, networks, **how
                 )
             else:
-                result = score(
-                    key,
-                    gan_script.generated_epoch(
-                        found.apply,
-                        p,
-                        setting.preprocessing,
-                        config.d2m.stream_ipc,
-                    ),
-                    recipe=recipe,
-                    num_networks=networks,
+                sample_fn = protocols.generated_epoch(
+                    found.apply,
+                    p,
+                    task.preprocessing,
+                    settings.d2m.stream_ipc,
                 )
+                result = score(key, sample_fn, num_networks=networks, **how)
             sides[side] = result.accuracy.tolist()
         rows[name] = sides
         rows["quality"] = quality
@@ -186,30 +175,24 @@ def one(config, args, shared, seed, path):
         print(f"{path.stem}: {name} {gain[0]:.1f} -> {gain[1]:.1f}", flush=True)
 
 
-def distilled(config, setting, settings, found, draw_network):
+def distilled(settings, task, found, draw_network):
     """The average generator after the last update."""
-    state = d2m.init_state(
-        jax.random.fold_in(jax.random.key(config.seed), 0),
-        found.params,
-        settings,
+    key = jax.random.fold_in(jax.random.key(settings.seed), 0)
+    update = functools.partial(
+        d2m.update,
+        gen_apply=found.apply,
+        apply_fn=training.apply_fn_of(task.module),
+        preprocessing=task.preprocessing,
+        settings=settings.d2m,
     )
-    update = jax.jit(
-        functools.partial(
-            d2m.update,
-            gen_apply=found.apply,
-            apply_fn=training.apply_fn_of(setting.module),
-            preprocessing=setting.preprocessing,
-            settings=settings,
-        )
-    )
-    draw = d2m_script.Groups(config, setting, draw_network)
-    with launch.progress("d2m", config.d2m.iterations, unit="update") as bar:
-        for step in range(config.d2m.iterations):
-            state, row = update(state, draw(step))
-            if not jax.numpy.isfinite(row["loss"]):
-                raise InputError(f"the loss of update {step} is not finite")
-            bar.update()
-    return state.average
+    return loop.run(
+        d2m.init_state(key, found.params, settings.d2m),
+        name="d2m",
+        last=settings.d2m.iterations,
+        draw=d2m_run.Groups(settings.d2m, settings.seed, task, draw_network),
+        update=jax.jit(update),
+        guard=loop.finite("this variant cannot be measured"),
+    ).average
 
 
 def report(name, paths):

@@ -27,6 +27,7 @@ import argparse
 import functools
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -34,20 +35,21 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
-from ddjax import evaluate, iadd, models, training, trajectories
-from ddjax.data import preprocess, sources
-from ddjax.importance import Importance
+from ddjax import evaluate, iadd, models, training
+from ddjax.data import classes, preprocess, sources
+from ddjax.runs import teachers
+from ddjax.settings import Iadd, Importance
 from ddjax.types import Batch, Segment
 
-EXPONENTIAL = Importance("exponential")
+EXPONENTIAL = Importance("exponential", direction="descend")
 FORMS = {
     "none (MTT)": Importance("none"),
-    "exp parameter descend": EXPONENTIAL._replace(bound=1.0),
-    "exp parameter ascend": EXPONENTIAL._replace(bound=3.0, direction="ascend"),
-    "exp tensor descend": EXPONENTIAL._replace(per="tensor"),
-    "exp tensor ascend": EXPONENTIAL._replace(per="tensor", direction="ascend"),
-    "exp parameter ascend, rescaled per tensor": EXPONENTIAL._replace(
-        bound=3.0, direction="ascend", rescale="tensor"
+    "exp parameter descend": replace(EXPONENTIAL, bound=1.0),
+    "exp parameter ascend": replace(EXPONENTIAL, bound=3.0, direction="ascend"),
+    "exp tensor descend": replace(EXPONENTIAL, per="tensor"),
+    "exp tensor ascend": replace(EXPONENTIAL, per="tensor", direction="ascend"),
+    "exp parameter ascend, rescaled per tensor": replace(
+        EXPONENTIAL, bound=3.0, direction="ascend", rescale="tensor"
     ),
     "displacement tensor ^-1/2": Importance(
         "displacement", per="tensor", power=-0.5
@@ -102,10 +104,10 @@ def prepare(name, data_dir, folder):
     recipe = training.Recipe(
         epochs=chosen["epochs"], batch_size=chosen["batch"]
     )
-    teachers = trajectories.record(
+    store = teachers.record(
         folder / f"teachers-{name}",
         jax.random.key(0),
-        Batch(train.images, sources.one_hot(train.labels, 10)),
+        Batch(train.images, classes.one_hot(train.labels, 10)),
         module,
         count=chosen["teachers"],
         recipe=recipe,
@@ -113,33 +115,35 @@ def prepare(name, data_dir, folder):
         preprocessing=standardiser,
         shaped_by={"study": name},
     )
-    return train, splits.test, module, standardiser, teachers
+    return train, splits.test, module, standardiser, store
 
 
 def one_run(name, ipc, seed, form, shared, image_step_factor=1.0):
     """Accuracies of one form with one seed."""
-    train, test, module, standardiser, teachers = shared
+    train, test, module, standardiser, store = shared
     study, chosen = STUDIES[name, ipc], SETS[name]
     key = jax.random.key(1000 + seed)
-    picked = sources.per_class_indices(key, train.labels, 10, ipc)
-    settings = iadd.Settings(
+    picked = classes.per_class_indices(key, train.labels, 10, ipc)
+    settings = Iadd(
         inner_steps=study["steps"],
         batch_size=study["batch"],
+        augment="none",
+        learning_rate=study["rate"],
         image_step=chosen["image_step"] * image_step_factor,
         learning_rate_step=1e-7,
         importance=form,
     )
     initial = iadd.Distilled(
         preprocess.apply(standardiser, jnp.asarray(train.images[picked])),
-        sources.one_hot(train.labels[picked], 10),
+        classes.one_hot(train.labels[picked], 10),
         study["rate"],
     )
     state = iadd.init_state(
-        jax.random.fold_in(key, 1), initial, teachers.snapshot(0, 0), settings
+        jax.random.fold_in(key, 1), initial, store.snapshot(0, 0), settings
     )
     step = _update(module, settings)
     for iteration in range(study["iterations"]):
-        segment = teachers.sample(
+        segment = store.sample(
             jax.random.fold_in(jax.random.fold_in(key, 2), iteration),
             max_start=chosen["max_start"],
             span=SPAN,

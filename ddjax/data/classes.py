@@ -1,0 +1,124 @@
+"""Labels: checked, one-hot, and images drawn by them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddjax.types import InputError
+
+__all__ = ["ByClass", "check_labels", "one_hot", "per_class_indices"]
+
+
+_LABEL_HINTS = {2: ": of one-hot labels give labels.argmax(1)"}
+
+
+def check_labels(
+    what: str, labels: Any, count: int, num_classes: int
+) -> np.ndarray:
+    """Labels that belong to so many images.
+
+    Args:
+      what: the labels are, to begin a sentence with.
+      labels: [n] integers in 0..k-1.
+      count: n, of the images.
+      num_classes: k.
+
+    Raises:
+      InputError: there is no image, or the labels are something else.
+    """
+    labels = np.asarray(labels)
+    integers = np.issubdtype(labels.dtype, np.integer)
+    if not count or labels.shape != (count,) or not integers:
+        raise InputError(
+            f"{what} must be {count} integers, one for each image and at "
+            f"least one, not {labels.dtype} of shape {labels.shape}"
+            f"{_LABEL_HINTS.get(labels.ndim, '')}"
+        )
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise InputError(
+            f"{what} must lie in 0..{num_classes - 1}, not "
+            f"{labels.min()}..{labels.max()}"
+        )
+    return labels
+
+
+def one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """[n] integers to [n k] float32."""
+    return np.eye(num_classes, dtype=np.float32)[labels]
+
+
+def per_class_indices(
+    key: jax.Array,
+    labels: np.ndarray,
+    num_classes: int,
+    count: int,
+    *,
+    field: str = "iadd.ipc",
+) -> np.ndarray:
+    """``count`` random examples of every class, class by class.
+
+    Args:
+      key: one key.
+      labels: [n] integers in 0..k-1.
+      num_classes: k.
+      count: examples of each class.
+      field: of the config that asks for so many, for the message.
+
+    Returns:
+      [k * count] indices, without repetition.
+
+    Raises:
+      InputError: a class has fewer than ``count`` examples.
+    """
+    chosen = []
+    for label in range(num_classes):
+        members = np.flatnonzero(labels == label)
+        if len(members) < count:
+            raise InputError(
+                f"class {label} has {len(members)} training images beside "
+                f"those held out, fewer than the {count} asked for: lower "
+                f"config.{field}"
+            )
+        order = jax.random.permutation(
+            jax.random.fold_in(key, label), len(members)
+        )
+        chosen.append(members[np.asarray(order)[:count]])
+    return np.concatenate(chosen)
+
+
+class ByClass:
+    """Random images of the classes that are asked for."""
+
+    def __init__(self, labels: np.ndarray, num_classes: int):
+        """Sorts the images by class.
+
+        Args:
+          labels: [n] integers in 0..k-1.
+          num_classes: k.
+
+        Raises:
+          InputError: a class has no image.
+        """
+        self.num_classes = num_classes
+        self._order = np.argsort(labels, kind="stable")
+        self._count = np.bincount(labels, minlength=num_classes)
+        self._first = np.cumsum(self._count) - self._count
+        if not self._count.all():
+            raise InputError(
+                f"class {int(np.argmin(self._count))} has no training images: "
+                "remove it with data.classes"
+            )
+
+    def draw(self, key: jax.Array, labels: np.ndarray) -> np.ndarray:
+        """Indices of random images, with replacement, one of each label."""
+        share = np.asarray(_uniform(key, labels.size), np.float64)
+        at = share.reshape(labels.shape) * self._count[labels]
+        return self._order[self._first[labels] + at.astype(np.int64)]
+
+
+_uniform = jax.jit(
+    lambda key, count: jax.random.uniform(key, (count,)), static_argnums=1
+)

@@ -1,0 +1,463 @@
+"""D2M from settings to results: a distilled generator and its evidence.
+
+data -> generator, teachers -> outer loop -> selection -> scores -> page
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddjax import artifact, d2m, files, models, parallel, training
+from ddjax.data import classes, preprocess, sources
+from ddjax.pages import d2m as page
+from ddjax.pages import gan as gan_page
+from ddjax.pages.pictures import save_picture
+from ddjax.runs import gan, loop, prepare, protocols, scores, teachers, workdir
+from ddjax.settings import D2m, Settings
+from ddjax.types import InputError
+
+__all__ = [
+    "Groups",
+    "check",
+    "distil",
+    "draw_network_of",
+    "run",
+]
+
+# What each stage's key is folded with; the numbers are names.
+_STATE, _BATCHES, _LOOKS = range(200, 203)
+
+
+def run(
+    settings: Settings,
+    folder: Path,
+    shared: workdir.Shared,
+    command: str = "",
+) -> None:
+    """The whole pipeline, or what of it is still to be done.
+
+    Args:
+      settings: of the run.
+      folder: of the run.
+      shared: where data, teachers and generators lie.
+      command: what repeats the run, for its page.
+
+    Raises:
+      InputError: the settings do not fit the data, the folder holds another
+        run, or the run has left the numbers.
+    """
+    if not settings.d2m.generator:
+        gan.check_devices(settings.gan)
+    if settings.d2m.groups % parallel.device_count():
+        raise InputError(
+            f"d2m.groups must be a multiple of the "
+            f"{parallel.device_count()} devices, not {settings.d2m.groups}"
+        )
+    if workdir.is_complete(settings, folder, "d2m"):
+        prepare.check_finished(settings, folder, shared.data)
+        return
+    task = prepare.task(
+        settings.data, settings.model, settings.seed, shared.data
+    )
+    check(settings.d2m, task)
+    given, kept = None, folder / "generator" / "pretrained.npz"
+    if workdir.recorded(folder) and kept.exists():
+        # Of a run that was stopped: it goes on with its own.
+        given = artifact.load_generator(kept)
+        check_generator(kept, given, task)
+    elif settings.d2m.generator:
+        path = settings.d2m.generator
+        given = artifact.find_generator(Path(path))
+        check_generator(path, given, task)
+        _check_source(path, given, task)
+    else:
+        gan.networks_of(settings.gan, task)
+    # Only now, when the settings have proved possible, is the folder taken.
+    with workdir.claimed(settings, folder, "d2m", task.splits, command):
+        if given is None:
+            pretraining = gan.train(settings, task, shared)
+            given = artifact.load_generator(pretraining / "generator.npz")
+            gan_page.copy_pretraining(pretraining, folder)
+        given = given._replace(preprocessing=task.preprocessing)
+        if not kept.exists():
+            kept.parent.mkdir(exist_ok=True)
+            artifact.save_generator(kept, given)
+        draw_network = draw_network_of(settings, task, shared.teachers)
+        distil(settings, folder, task, given, draw_network)
+        conclude(settings, folder, task, given, shared.teachers)
+    print(f"report: {folder / 'report.html'}")
+
+
+def check(part: D2m, task: prepare.Task) -> None:
+    """What only the data can tell.
+
+    Raises:
+      InputError: a layer or class is not there, or a class has too few images.
+    """
+    train, k = task.splits.train, task.num_classes
+    part.check_layers(feature_names(task.module, task.image_shape))
+    if part.classes > k:
+        raise InputError(
+            f"d2m.classes must lie in 0..{k} (the data set's classes; 0: all), "
+            f"not at {part.classes}"
+        )
+    classes.ByClass(train.labels, k)
+    # Random real images stand beside every number of generated ones.
+    classes.per_class_indices(
+        jax.random.key(0),
+        train.labels,
+        k,
+        max(part.epochs_of),
+        field="d2m.ipcs",
+    )
+
+
+def feature_names(module: Any, image_shape: tuple[int, ...]) -> list[str]:
+    """The names of a network's features."""
+    _, out = jax.eval_shape(
+        lambda images: training.apply_fn_of(module)(
+            models.init_params(module, jax.random.key(0), image_shape), images
+        ),
+        jax.ShapeDtypeStruct((1, *image_shape), np.float32),
+    )
+    return sorted(out)
+
+
+def check_generator(
+    path: Path | str, found: artifact.GeneratorArtifact, task: prepare.Task
+) -> None:
+    """InputError where a generator does not make this data set's images."""
+    names = task.splits.train.class_names
+    module = found.apply.module
+    made = (module.size, module.size, module.channels)
+    if made != task.image_shape:
+        raise InputError(
+            f"the generator in {path} makes images of {made}, the config's "
+            f"data set has {task.image_shape}: name the config that it was "
+            "made with"
+        )
+    if list(names) != found.metadata["class_names"]:
+        raise InputError(
+            f"the generator in {path} was made for the classes "
+            f"{some(found.metadata['class_names'])}, the config's data set "
+            f"has {some(names)}: name the config that it was made with"
+        )
+
+
+def _check_source(path, found, task):
+    """InputError where a generator was trained on other images: they may be
+    those that this run holds out, or tests on."""
+    known = found.metadata.get("shaped_by", found.metadata)
+    if known.get("data") != sources.fingerprint(task.splits.train):
+        raise InputError(
+            f"the generator in {path} was trained on other images than this "
+            "config's training images: give the same data fields and seed"
+        )
+
+
+def some(names: Any) -> str:
+    """Names for a sentence, the first five where there are many."""
+    names = list(map(str, names))
+    more = f" .. ({len(names)})" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def draw_network_of(
+    settings: Settings, task: prepare.Task, teachers_folder: Path
+) -> Callable[[jax.Array], Any]:
+    """A function of a key that gives the params of a network of the pool.
+
+    Trained networks are the teachers' snapshots, any teacher at any stored
+    epoch from d2m.first_epoch on; random ones are made as they are needed.
+    """
+    if settings.d2m.networks == "random":
+        return jax.jit(
+            lambda key: models.init_params(task.module, key, task.image_shape)
+        )
+    store = teachers.train(settings, task, teachers_folder)
+    first = settings.d2m.first_epoch
+
+    def draw(key):
+        share = np.asarray(_two_uniform(key), np.float64)
+        return store.snapshot(
+            int(share[0] * store.count),
+            first + int(share[1] * (store.epochs - first + 1)),
+        )
+
+    return draw
+
+
+_two_uniform = jax.jit(lambda key: jax.random.uniform(key, (2,)))
+
+
+def distil(
+    settings: Settings,
+    folder: Path,
+    task: prepare.Task,
+    given: artifact.GeneratorArtifact,
+    draw_network: Callable[[jax.Array], Any],
+) -> d2m.D2mState:
+    """The updates, from the last checkpoint to the last.
+
+    Args:
+      settings: of the run.
+      folder: of the run; metrics, checkpoints and looks are kept there.
+      task: data and network.
+      given: the generator before distillation.
+      draw_network: of ``draw_network_of``.
+
+    Returns:
+      The last state.
+    """
+    part, last = settings.d2m, settings.d2m.iterations
+    key = jax.random.key(settings.seed)
+    update = functools.partial(
+        d2m.update,
+        gen_apply=given.apply,
+        apply_fn=training.apply_fn_of(task.module),
+        preprocessing=task.preprocessing,
+        settings=part,
+    )
+    groups = Groups(part, settings.seed, task, draw_network)
+    (folder / "looks").mkdir(exist_ok=True)
+    return loop.run(
+        d2m.init_state(jax.random.fold_in(key, _STATE), given.params, part),
+        name="d2m",
+        last=last,
+        folder=folder,
+        log=settings.log,
+        draw=lambda step: parallel.shard(groups(step)),
+        update=parallel.over_devices(update),
+        guard=loop.finite("lower d2m.rate"),
+        looks={0, *loop.look_steps(settings.evaluate.looks, last)},
+        look=functools.partial(look, settings, folder, task, given),
+        place=parallel.replicate,
+    )
+
+
+class Groups:
+    """What an update is made of: networks and real images, by its number."""
+
+    def __init__(
+        self,
+        part: D2m,
+        seed: int,
+        task: prepare.Task,
+        draw_network: Callable[[jax.Array], Any],
+    ):
+        """Keeps the networks until they are to be drawn again."""
+        self._part = part
+        self._key = jax.random.fold_in(jax.random.key(seed), _BATCHES)
+        self._data = task.splits.train
+        self._by_class = classes.ByClass(self._data.labels, task.num_classes)
+        self._draw_network = draw_network
+        self._networks: tuple[int, Any] = (-1, None)
+
+    def __call__(self, step: int) -> d2m.Group:
+        """The groups of one update, leaves lead with their number."""
+        part = self._part
+        turn = step // part.redraw_every
+        if self._networks[0] != turn:
+            key = jax.random.fold_in(jax.random.fold_in(self._key, 0), turn)
+            drawn = [
+                self._draw_network(jax.random.fold_in(key, group))
+                for group in range(part.groups)
+            ]
+            stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
+            self._networks = turn, stacked
+        key = jax.random.fold_in(jax.random.fold_in(self._key, 1), step)
+        class_key, image_key = jax.random.split(key)
+        k = self._by_class.num_classes
+        classes = part.classes or k
+        # All classes need no draw: their order does not matter to the loss.
+        chosen = np.tile(np.arange(k), (part.groups, 1))
+        if classes < k:
+            chosen = np.asarray(_shuffled(class_key, chosen))[:, :classes]
+        labels = np.repeat(chosen, part.per_class, axis=1).astype(np.int32)
+        rows = self._by_class.draw(image_key, labels)
+        images = self._data.images[rows.reshape(-1)]
+        return d2m.Group(
+            self._networks[1],
+            images.reshape(*labels.shape, *images.shape[1:]),
+            labels,
+        )
+
+
+_shuffled = jax.jit(
+    lambda key, rows: jax.random.permutation(
+        key, rows, axis=1, independent=True
+    )
+)
+
+
+def look(
+    settings: Settings,
+    folder: Path,
+    task: prepare.Task,
+    given: artifact.GeneratorArtifact,
+    state: d2m.D2mState,
+    step: int,
+) -> dict[str, float]:
+    """Scores a generator on held-out training images, and keeps it.
+
+    By the stored protocol at the middle one of ``d2m.ipcs``, by size.
+    """
+    ipc = settings.d2m.middle_ipc
+    found = protocols.stored_score(
+        scores.held_out(task),
+        jax.random.fold_in(jax.random.key(settings.seed), _LOOKS),
+        given,
+        state.average,
+        ipc,
+        settings.evaluate.look_networks,
+        recipe=protocols.recipes_of(settings)[ipc],
+        learning_rate=settings.evaluate.real_learning_rate,
+    )
+    artifact.save_generator(
+        _look_path(folder, step), given._replace(params=state.average)
+    )
+    return scores.held_out_row(found)
+
+
+def _look_path(folder: Path, step: int) -> Path:
+    return folder / "looks" / f"{step:07d}.npz"
+
+
+def conclude(
+    settings: Settings,
+    folder: Path,
+    task: prepare.Task,
+    given: artifact.GeneratorArtifact,
+    teachers_folder: Path,
+) -> None:
+    """Everything after the last update; what is selected is selected before
+    the test set is looked at."""
+    selected, _ = scores.select(folder, settings.evaluate.metric)
+    found = artifact.load_generator(_look_path(folder, selected))
+    table = final_scores(settings, task, given, found, teachers_folder)
+    artifact.save_generator(
+        folder / "generator" / "distilled.npz",
+        found._replace(
+            metadata={
+                "class_names": list(task.splits.train.class_names),
+                "method": "D2M",
+                "data": sources.fingerprint(task.splits.train),
+                "model": dataclasses.asdict(settings.model),
+                "augmentation": settings.d2m.augment,
+                "evaluation": scores.recipe_of(settings.evaluate)._asdict(),
+                "learning_rate": settings.evaluate.real_learning_rate,
+                "selected_step": selected,
+                "config": settings.flat(),
+                "versions": workdir.recorded(folder)["versions"],
+                "scores": table,
+            }
+        ),
+    )
+    files.write_json(folder / "eval.json", table)
+    _keep_samples(settings.seed, folder, task, given, found)
+    page.write_page(folder)
+    scores.print_table(table)
+    print(
+        f"the generator has as many numbers as {found.size_in_images:.1f} "
+        "images of the data set"
+    )
+
+
+def final_scores(
+    settings: Settings,
+    task: prepare.Task,
+    given: artifact.GeneratorArtifact,
+    found: artifact.GeneratorArtifact,
+    teachers_folder: Path,
+) -> dict[str, dict[str, Any]]:
+    """eval.json: generated images before and after, real ones, the whole data.
+
+    Rows are PROTOCOL/IPC/WHAT: stored/10/distilled, stored/10/pretrained,
+    stored/10/random_real, stream/50/distilled, stream/50/pretrained; and
+    full_data.
+    """
+    table = protocols.generated_scores(
+        settings,
+        task,
+        given,
+        {"distilled": found.params, "pretrained": given.params},
+    )
+    for model, module, score in scores.tests_of(task, settings.evaluate):
+        for ipc, recipe in protocols.recipes_of(settings).items():
+            result = scores.random_real(settings, task, score, recipe, ipc)
+            row = f"stored/{ipc}/random_real"
+            table.setdefault(row, {})[model] = scores.as_json(result)
+        result = scores.full_data(
+            settings, task, model, module, score, teachers_folder
+        )
+        table.setdefault("full_data", {})[model] = scores.as_json(result)
+    return table
+
+
+def load_sides(folder: Path) -> dict[str, artifact.GeneratorArtifact]:
+    """A run's generator after and before distillation.
+
+    Raises:
+      InputError: one is missing or damaged.
+    """
+    return {
+        side: artifact.load_generator(folder / "generator" / f"{side}.npz")
+        for side in ("distilled", "pretrained")
+    }
+
+
+def test_again(
+    settings: Settings,
+    task: prepare.Task,
+    sides: Mapping[str, artifact.GeneratorArtifact],
+) -> None:
+    """Prints the scores of a run's generator on any networks.
+
+    Args:
+      settings: the d2m and evaluate parts and the seed count.
+      task: the data to test on.
+      sides: of ``load_sides``.
+
+    Raises:
+      InputError: the generator makes other images.
+    """
+    found = sides["distilled"]
+    check_generator("the run", found, task)
+    scores.print_table(
+        protocols.generated_scores(
+            settings,
+            task,
+            found,
+            {side: kept.params for side, kept in sides.items()},
+        )
+    )
+
+
+def _keep_samples(seed, folder, task, given, found):
+    """Real, pre-trained and distilled images of the same classes."""
+    made = {}
+    for side, params in (
+        ("pretrained", given.params),
+        ("distilled", found.params),
+    ):
+        made[side], labels = gan.sample_grid(seed, given.apply, params)
+    train = task.splits.train
+    rows = classes.ByClass(train.labels, task.num_classes).draw(
+        jax.random.key(seed), labels
+    )
+    made["real"] = np.asarray(preprocess.to_unit(train.images[rows]))
+    with files.atomic_write(folder / "samples.npz") as file:
+        np.savez(file, labels=labels, **made)
+    save_picture(
+        folder / "distilled.png",
+        made["distilled"],
+        labels,
+        train.class_names,
+    )

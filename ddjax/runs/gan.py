@@ -1,0 +1,364 @@
+"""Pre-training of the generator that D2M distils, shared between runs.
+
+A class-conditional BigGAN is trained on the real images; samples are kept as
+it goes, and at the end its quality is measured and report.html written beside
+it. Runs with the same data and ``gan`` part share the folder.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ddjax import artifact, evaluate, files, gan, parallel, training
+from ddjax.data import classes, preprocess, sources
+from ddjax.models import biggan
+from ddjax.pages import gan as page
+from ddjax.runs import loop, prepare, protocols, teachers, workdir
+from ddjax.settings import Gan, Settings
+from ddjax.types import Batch, InputError
+
+__all__ = [
+    "Networks",
+    "networks_of",
+    "run",
+    "sample_grid",
+    "train",
+]
+
+# What each stage's key is folded with; the numbers are names.
+_STATE, _DATA, _SAMPLES, _QUALITY = range(100, 104)
+_SHAPES_NOTHING = ("gan.looks",)
+
+
+class Networks(NamedTuple):
+    """The two players, in their training form."""
+
+    generator: biggan.Generator
+    critic: biggan.Critic
+
+
+def networks_of(part: Gan, task: prepare.Task) -> Networks:
+    """The networks for a task's images, checked.
+
+    Raises:
+      InputError: images are not squares of a size that a BigGAN makes.
+    """
+    height, width, channels = task.image_shape
+    if height != width:
+        raise InputError(
+            f"a BigGAN makes square images, these are {height} x {width}: "
+            "set data.size"
+        )
+    attending = [side for side in (8, 16, 32, 64) if side < height]
+    if part.attention and part.attention not in attending:
+        raise InputError(
+            f"gan.attention must be 0 or one of {attending} for images of "
+            f"{height} pixels, not {part.attention}"
+        )
+    shape = {
+        "num_classes": task.num_classes,
+        "size": height,
+        "width": part.width,
+        "attention": part.attention,
+    }
+    critic = biggan.Critic(**shape)
+    generator = biggan.Generator(
+        **shape,
+        channels=channels,
+        noise=part.noise,
+        embedding=part.embedding,
+    )
+    # A layout that cannot be is refused here, before any work.
+    for module in (generator, critic):
+        jax.eval_shape(
+            functools.partial(biggan.initialise, module, channels=channels),
+            jax.random.key(0),
+        )
+    return Networks(generator, critic)
+
+
+def check_devices(part: Gan) -> None:
+    """InputError where the devices cannot share a batch."""
+    if part.batch_size % parallel.device_count():
+        raise InputError(
+            f"gan.batch_size must be a multiple of the "
+            f"{parallel.device_count()} devices, not {part.batch_size}"
+        )
+
+
+def run(settings: Settings, shared: workdir.Shared) -> None:
+    """Pre-trains or finds the generator of a run, and says how good it is.
+
+    Raises:
+      InputError: see ``train``.
+    """
+    check_devices(settings.gan)
+    task = prepare.task(
+        settings.data, settings.model, settings.seed, shared.data
+    )
+    folder = train(settings, task, shared)
+    try:
+        found = json.loads((folder / "quality.json").read_text())
+        score = evaluate.summarise(found["classification_accuracy"])
+    except (OSError, ValueError, KeyError):
+        raise InputError(
+            f"{folder / 'quality.json'} is damaged: remove {folder} to train "
+            "again"
+        ) from None
+    print(
+        f"classification accuracy score {100 * score.mean:.1f} % +- "
+        f"{100 * score.ci95:.1f}, Frechet distance "
+        f"{found['frechet_distance']:.3g} on {found['features']}"
+    )
+    print(f"report: {folder / 'report.html'}")
+
+
+def _shaped_by(settings: Settings, task: prepare.Task) -> dict[str, Any]:
+    """All that makes a generator what it is."""
+    shaped_by: dict[str, Any] = {
+        field: value
+        for field, value in settings.flat().items()
+        if field.startswith("gan.") and field not in _SHAPES_NOTHING
+    }
+    shaped_by |= {
+        "data.preprocess": settings.data.preprocess,
+        "seed": settings.seed,
+        "data": sources.fingerprint(task.splits.train),
+    }
+    # Each device normalises a batch of its own, and draws its own noise.
+    if parallel.device_count() > 1:
+        shaped_by["devices"] = parallel.device_count()
+    return shaped_by
+
+
+def train(
+    settings: Settings, task: prepare.Task, shared: workdir.Shared
+) -> Path:
+    """The folder of a finished pre-training.
+
+    Args:
+      settings: of the run.
+      task: data and network.
+      shared: where teachers and generators lie.
+
+    Raises:
+      InputError: the images do not suit a BigGAN, the folder holds another
+        generator, or training has left the numbers.
+    """
+    networks = networks_of(settings.gan, task)
+    shaped_by = _shaped_by(settings, task)
+    folder = shared.generators / teachers.named_after(
+        settings.data.source, shaped_by
+    )
+    if (folder / "report.html").exists():
+        found = artifact.load_generator(folder / "generator.npz")
+        if found.metadata.get("shaped_by") != shaped_by:
+            raise InputError(
+                f"the generator in {folder} was pre-trained by another config: "
+                f"remove {folder} to train it again"
+            )
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(folder / "shaped_by.json", shaped_by)
+    state = _pretrain(settings, task, networks, folder)
+    _conclude(settings, task, networks, folder, shared, state, shaped_by)
+    return folder
+
+
+def _pretrain(settings, task, networks, folder):
+    """From the last checkpoint to the last update."""
+    part, key = settings.gan, jax.random.key(settings.seed)
+    init = jax.jit(lambda key: gan.init_state(key, *networks, part))
+    data = task.splits.train
+    by_class = classes.ByClass(data.labels, task.num_classes)
+    data_key = jax.random.fold_in(key, _DATA)
+    update = functools.partial(
+        gan.update,
+        generator=networks.generator,
+        critic=networks.critic,
+        settings=part,
+    )
+    (folder / "samples").mkdir(exist_ok=True)
+
+    def keep_samples(state, step):
+        apply, params = _averaged(part, state, networks.generator)
+        images, labels = sample_grid(settings.seed, apply, params)
+        with files.atomic_write(folder / "samples" / f"{step:07d}.npz") as file:
+            np.savez(file, images=images, labels=labels)
+
+    return loop.run(
+        init(jax.random.fold_in(key, _STATE)),
+        name="gan",
+        last=part.iterations,
+        folder=folder,
+        log=settings.log,
+        draw=lambda step: _draw(
+            part, data, by_class, jax.random.fold_in(data_key, step)
+        ),
+        update=parallel.over_devices(update),
+        guard=loop.finite("lower gan.generator_rate and gan.critic_rate"),
+        looks=loop.look_steps(part.looks, part.iterations),
+        look=keep_samples,
+        place=parallel.replicate,
+    )
+
+
+def _draw(part: Gan, data, by_class, key) -> Batch:
+    """Batches of the critic's steps, for each device: [devices t b ..].
+
+    All classes are drawn alike, however many images they have.
+    """
+    label_key, image_key = jax.random.split(key)
+    devices = parallel.device_count()
+    shape = (devices, part.critic_steps, part.batch_size // devices)
+    labels = np.asarray(
+        _classes(label_key, shape, by_class.num_classes), np.int32
+    )
+    chosen = by_class.draw(image_key, labels)
+    images = data.images[chosen.reshape(-1)]
+    return Batch(images.reshape(*shape, *images.shape[1:]), labels)
+
+
+_classes = jax.jit(
+    lambda key, shape, k: jax.random.randint(key, shape, 0, k),
+    static_argnums=(1, 2),
+)
+
+_SAMPLED = 10  # images of each class in a grid
+_MOST_CLASSES = 20  # in a grid
+
+
+def sample_labels(num_classes: int) -> np.ndarray:
+    """The classes of a grid: ten images each, of twenty classes at most."""
+    classes = np.linspace(
+        0, num_classes - 1, min(num_classes, _MOST_CLASSES)
+    ).astype(np.int32)
+    return np.repeat(np.unique(classes), _SAMPLED)
+
+
+def sample_grid(
+    seed: int, apply: biggan.GenApply, params: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images of the same noise, whatever the parameters; and their classes."""
+    labels = sample_labels(apply.module.num_classes)
+    key = jax.random.fold_in(jax.random.key(seed), _SAMPLES)
+    noise = gan.noise(key, len(labels), apply.noise_size)
+    return np.asarray(jax.jit(apply)(params, noise, labels)), labels
+
+
+def _averaged(part: Gan, state, generator):
+    """``gan.averaged`` over batches as large as a device's in training."""
+    size = part.batch_size // parallel.device_count()
+    return gan.averaged(state, generator, size)
+
+
+def _features(apply_fn, params, images):
+    """The last layer's features, averaged over positions: [n d]."""
+
+    @jax.jit
+    def some(params, batch):
+        _, out = apply_fn(params, batch)
+        return out[max(out)].mean((1, 2))
+
+    return np.concatenate(
+        [
+            some(params, images[at : at + protocols.AT_ONCE])
+            for at in range(0, len(images), protocols.AT_ONCE)
+        ]
+    )
+
+
+_MEASURED = 2000  # images on each side of the Frechet distance
+_HELD = 1 << 28  # values of an epoch's images, a gigabyte
+
+
+def quality(
+    settings: Settings,
+    task: prepare.Task,
+    shared: workdir.Shared,
+    apply: biggan.GenApply,
+    params: Any,
+) -> dict[str, Any]:
+    """Classification accuracy score and Frechet distance of a generator.
+
+    The first is the test accuracy of networks trained as long as the teachers
+    are, on as many images (as fit in a gigabyte), all generated, fresh ones
+    for every epoch (Ravuri and Vinyals, NeurIPS 2019). The second compares
+    features of the first teacher at its last stored epoch, on real training
+    images and as many generated ones.
+    """
+    store = teachers.train(settings, task, shared.teachers)
+    train_set, test = task.splits.train, task.splits.test
+    key = jax.random.fold_in(jax.random.key(settings.seed), _QUALITY)
+    size = int(np.prod(task.image_shape))
+    most = min(len(train_set.labels), _HELD // size)
+    images, left = prepare.as_input(test.images, task.preprocessing)
+    score = evaluate.evaluate(
+        key,
+        protocols.generated_epoch(
+            apply,
+            params,
+            task.preprocessing,
+            max(1, round(most / task.num_classes)),
+        ),
+        Batch(images, test.labels),
+        task.module,
+        recipe=teachers.recipe_of(settings.teacher),
+        learning_rate=settings.teacher.learning_rate,
+        num_networks=settings.evaluate.look_networks,
+        test_preprocessing=left,
+    )
+    chosen = np.asarray(
+        jax.random.choice(
+            key,
+            len(train_set.labels),
+            (min(_MEASURED, len(train_set.labels)),),
+            replace=False,
+        )
+    )
+    labels = train_set.labels[chosen]
+    fake = protocols.make(apply, params, key, labels)
+    features = [
+        _features(
+            training.apply_fn_of(task.module),
+            store.snapshot(0, store.epochs),
+            preprocess.apply(task.preprocessing, pixels),
+        )
+        for pixels in (train_set.images[chosen], fake)
+    ]
+    return {
+        "classification_accuracy": score.accuracy.tolist(),
+        "frechet_distance": gan.frechet_distance(*features),
+        "features": f"pooled last layer ({features[0].shape[1]} values) of "
+        f"teacher 0 ({task.model}) at epoch {store.epochs}",
+        "images": len(labels),
+        "trained": f"{task.model}, {settings.teacher.epochs} epochs",
+    }
+
+
+def _conclude(settings, task, networks, folder, shared, state, shaped_by):
+    apply, params = _averaged(settings.gan, state, networks.generator)
+    found = artifact.GeneratorArtifact(
+        apply,
+        params,
+        task.preprocessing,
+        {
+            "class_names": list(task.splits.train.class_names),
+            "method": "GAN",
+            "shaped_by": shaped_by,
+        },
+    )
+    artifact.save_generator(folder / "generator.npz", found)
+    files.write_json(
+        folder / "quality.json",
+        quality(settings, task, shared, apply, params)
+        | {"size_in_images": found.size_in_images},
+    )
+    # Last: the page is the sign that the folder is finished.
+    page.write_page(folder)

@@ -1,0 +1,151 @@
+"""Images of a distilled generator: any number, for any class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ddjax import artifact
+from ddjax.data.classes import one_hot
+from ddjax.pages.pictures import save_picture
+from ddjax.runs import protocols
+from ddjax.runs.d2m import some
+from ddjax.settings import numbers
+from ddjax.types import InputError
+
+__all__ = ["classes_of", "images_of", "run"]
+
+_MOST = 1 << 32  # values of all images, 16 GiB
+
+
+def run(
+    generator: Path, out: Path, *, ipc: str, seed: int = 0, classes: str = ""
+) -> None:
+    """Makes images and writes ``distilled.npz``, the same self-describing file
+    as IADD's, and ``distilled.png``.
+
+    Args:
+      generator: a run of D2M or a pre-training, or a generator's file.
+      out: a folder to make.
+      ipc: images per class: one number, or one for each class, joined by
+        commas.
+      seed: of the noise.
+      classes: names or numbers joined by commas; all by default.
+
+    Raises:
+      InputError: the generator, a class or a number is not there, or the
+        folder holds something else.
+    """
+    found = artifact.find_generator(generator)
+    names = found.metadata["class_names"]
+    chosen = classes_of(classes, names)
+    counts = list(numbers(ipc, "--ipc"))
+    if len(counts) == 1:
+        counts *= len(chosen)
+    if len(counts) != len(chosen):
+        raise InputError(
+            f"--ipc must be one number or {len(chosen)}, one for each class, "
+            f"not {len(counts)}"
+        )
+    kept = out / "distilled.npz"
+    if not out.name or kept.exists() or (out / "config.json").exists():
+        raise InputError(
+            f"--out={out} is a run or holds {kept.name} already: name "
+            "another folder"
+        )
+    # Before the labels: they too take memory.
+    _check_size(found, sum(counts))
+    labels = np.repeat(np.asarray(chosen, np.int32), counts)
+    images = images_of(found, labels, seed)
+    out.mkdir(parents=True, exist_ok=True)
+    artifact.save(
+        kept,
+        artifact.Artifact(
+            images,
+            one_hot(labels, len(names)),
+            found.metadata.get("learning_rate", 0.01),
+            found.preprocessing,
+            # All that the generator's file tells of itself, scores included.
+            found.metadata | {"seed": seed, "ipc": ipc},
+        ),
+    )
+    save_picture(out / "distilled.png", images, labels, names)
+    print(
+        f"{len(images)} images of {len(chosen)} classes: "
+        f"{kept}, {out / 'distilled.png'}"
+    )
+
+
+def _check_size(found: artifact.GeneratorArtifact, count: int) -> None:
+    module = found.apply.module
+    values = count * module.size**2 * module.channels
+    if values > _MOST:
+        raise InputError(
+            f"{count:,} images are {values / 2**28:.0f} GiB: lower --ipc"
+        )
+
+
+def images_of(
+    found: artifact.GeneratorArtifact, labels: np.ndarray, seed: int = 0
+) -> np.ndarray:
+    """New images of some classes.
+
+    Args:
+      found: the generator.
+      labels: [n] integers, the class of each image.
+      seed: of the noise, 0 to 2**32 - 1.
+
+    Returns:
+      [n h w c] float32 pixels in 0..1.
+
+    Raises:
+      InputError: a label is no class, the seed is out of range, or the images
+        are too many.
+    """
+    labels, k = np.asarray(labels), found.apply.module.num_classes
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(
+            f"labels must be integers [n], the classes of the images, not "
+            f"{labels.dtype} of shape {labels.shape}"
+        )
+    if not len(labels) or labels.min() < 0 or labels.max() >= k:
+        raise InputError(
+            f"labels must be one or more of 0..{k - 1}, the generator's classes"
+        )
+    if not 0 <= seed < 1 << 32:
+        raise InputError(f"--seed must lie in 0..2**32 - 1, not at {seed}")
+    _check_size(found, len(labels))
+    return np.asarray(
+        protocols.make(
+            found.apply,
+            found.params,
+            jax.random.key(seed),
+            labels.astype(np.int32),
+        )
+    )
+
+
+def classes_of(joined: str, names: Sequence[str]) -> list[int]:
+    """Class numbers from names or numbers.
+
+    Raises:
+      InputError: one is unknown, or named twice.
+    """
+    if not joined:
+        return list(range(len(names)))
+    by_name = {str(name): number for number, name in enumerate(names)}
+    by_number = {str(number): number for number in range(len(names))}
+    chosen = []
+    for word in joined.split(","):
+        number = by_name.get(word.strip(), by_number.get(word.strip()))
+        if number is None or number in chosen:
+            what = "twice in" if number is not None else "unknown in"
+            raise InputError(
+                f"class {word.strip()!r} is {what} --classes: choose from "
+                f"{some(names)}, or numbers 0..{len(names) - 1}"
+            )
+        chosen.append(number)
+    return chosen

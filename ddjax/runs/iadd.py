@@ -1,0 +1,417 @@
+"""IADD from settings to results: distilled images and the evidence beside them.
+
+data -> teachers -> outer loop -> selection -> scores -> report.html
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddjax import (
+    artifact,
+    evaluate,
+    files,
+    iadd,
+    parallel,
+    training,
+    trajectories,
+)
+from ddjax import importance as importance_lib
+from ddjax.data import classes, preprocess
+from ddjax.pages import iadd as page
+from ddjax.pages.pictures import save_picture
+from ddjax.runs import loop, prepare, scores, teachers, workdir
+from ddjax.settings import Iadd, Settings
+from ddjax.types import InputError, Segment
+
+__all__ = ["choose_initial", "distil", "run"]
+
+# What each stage's key is folded with; the numbers are names.
+_INITIAL, _STATE, _SEGMENTS, _LOOKS, _FINAL = range(5)
+
+
+def run(
+    settings: Settings,
+    folder: Path,
+    shared: workdir.Shared,
+    command: str = "",
+) -> None:
+    """The whole pipeline, or what of it is still to be done.
+
+    Args:
+      settings: of the run.
+      folder: of the run.
+      shared: where data and teachers lie.
+      command: what repeats the run, for its page.
+
+    Raises:
+      InputError: the settings do not fit the data, the folder holds another
+        run, or the run has left the numbers.
+    """
+    _check_devices(settings.iadd)
+    if workdir.is_complete(settings, folder, "iadd"):
+        prepare.check_finished(settings, folder, shared.data)
+        return
+    task = prepare.task(
+        settings.data, settings.model, settings.seed, shared.data
+    )
+    initial = choose_initial(settings, task)
+    # Only now, when the settings have proved possible, is the folder taken.
+    with workdir.claimed(settings, folder, "iadd", task.splits, command):
+        store = teachers.train(settings, task, shared.teachers)
+        state = distil(settings, folder, task, initial, store)
+        conclude(settings, folder, task, initial, store, state, shared.teachers)
+    print(f"report: {folder / 'report.html'}")
+
+
+def _check_devices(part: Iadd) -> None:
+    if part.segments % parallel.device_count():
+        raise InputError(
+            f"iadd.segments must be a multiple of the "
+            f"{parallel.device_count()} devices, not {part.segments}"
+        )
+
+
+def choose_initial(settings: Settings, task: prepare.Task) -> iadd.Distilled:
+    """Random real images of each class, class by class.
+
+    Raises:
+      InputError: a class has too few.
+    """
+    train = task.splits.train
+    key = jax.random.fold_in(jax.random.key(settings.seed), _INITIAL)
+    chosen = classes.per_class_indices(
+        key, train.labels, task.num_classes, settings.iadd.ipc
+    )
+    return iadd.Distilled(
+        preprocess.apply(task.preprocessing, jnp.asarray(train.images[chosen])),
+        classes.one_hot(train.labels[chosen], task.num_classes),
+        settings.iadd.learning_rate,
+    )
+
+
+def distil(
+    settings: Settings,
+    folder: Path,
+    task: prepare.Task,
+    initial: iadd.Distilled,
+    store: trajectories.Teachers,
+) -> iadd.IaddState:
+    """The outer loop, from the last checkpoint to the last update.
+
+    Args:
+      settings: of the run.
+      folder: of the run; metrics, checkpoints and looks are kept there.
+      task: data and network.
+      initial: what the images start from.
+      store: the teachers.
+
+    Returns:
+      The last state.
+    """
+    part, last = settings.iadd, settings.iadd.iterations
+    key = jax.random.key(settings.seed)
+    segment_key = jax.random.fold_in(key, _SEGMENTS)
+    update = functools.partial(
+        iadd.update, apply_fn=training.apply_fn_of(task.module), settings=part
+    )
+    (folder / "looks").mkdir(exist_ok=True)
+    return loop.run(
+        iadd.init_state(
+            jax.random.fold_in(key, _STATE),
+            initial,
+            store.snapshot(0, 0),
+            part,
+        ),
+        name="iadd",
+        last=last,
+        folder=folder,
+        log=settings.log,
+        draw=lambda step: parallel.shard(
+            draw_segments(part, store, jax.random.fold_in(segment_key, step))
+        ),
+        update=parallel.over_devices(update),
+        guard=functools.partial(_guard, part),
+        detail=functools.partial(_detail, part),
+        looks={0, *loop.look_steps(settings.evaluate.looks, last)},
+        look=functools.partial(look, settings, folder, task),
+        place=parallel.replicate,
+    )
+
+
+def draw_segments(part: Iadd, store: Any, key: jax.Array) -> Segment:
+    """``iadd.segments`` random segments, stacked."""
+    drawn = [
+        store.sample(
+            jax.random.fold_in(key, i),
+            max_start=part.max_start,
+            span=part.span,
+        )
+        for i in range(part.segments)
+    ]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
+
+
+def _guard(part: Iadd, row: dict[str, float]) -> str | None:
+    """Figures that are finite, and a learning rate within its bounds."""
+    rate, (low, high) = row["learning_rate"], part.learning_rate_bounds
+    found = loop.finite(
+        f"the learning rate was {rate:.3g}: lower iadd.image_step or "
+        "iadd.learning_rate"
+    )(row)
+    if found or low <= rate <= high:
+        return found
+    widen = "" if rate < low else " or widen iadd.learning_rate_bounds"
+    return (
+        f"the learning rate {rate:.3g} leaves its bounds {low} .. {high}; "
+        f"lower iadd.learning_rate_step tenfold{widen}"
+    )
+
+
+def _detail(part: Iadd, state: iadd.IaddState, segments: Segment):
+    """W's spread in every tensor, for a line of metrics.jsonl."""
+    if part.importance.form == "none":
+        return {}
+    first = jax.tree.map(lambda leaf: leaf[0, 0], segments)
+    weights = importance_lib.weights(part.importance, state.importance, first)
+    return {
+        "importance": {
+            _name(path): {
+                "mean": float(leaf.mean()),
+                "std": float(leaf.std()),
+                "min": float(leaf.min()),
+                "max": float(leaf.max()),
+            }
+            for path, leaf in jax.tree_util.tree_leaves_with_path(weights)
+        }
+    }
+
+
+def _name(path) -> str:
+    return ".".join(entry.key for entry in path)
+
+
+def look(
+    settings: Settings,
+    folder: Path,
+    task: prepare.Task,
+    state: iadd.IaddState,
+    step: int,
+) -> dict[str, float]:
+    """Scores a state on held-out training images, and keeps its images."""
+    data = iadd.distilled(state, settings.iadd)
+    key = jax.random.fold_in(jax.random.key(settings.seed), _LOOKS)
+    score = scores.held_out(task)(
+        jax.random.fold_in(key, 0),
+        evaluate.stored(data.images, data.labels),
+        recipe=scores.recipe_of(settings.evaluate),
+        learning_rate=data.learning_rate,
+        num_networks=settings.evaluate.look_networks,
+    )
+    with files.atomic_write(folder / "looks" / f"{step:07d}.npz") as file:
+        np.savez(file, **{k: np.asarray(v) for k, v in data._asdict().items()})
+    return scores.held_out_row(score)
+
+
+def _load_look(folder: Path, step: int) -> iadd.Distilled:
+    path = folder / "looks" / f"{step:07d}.npz"
+    with np.load(path, allow_pickle=False) as file:
+        return iadd.Distilled(**{name: file[name] for name in file.files})
+
+
+def conclude(
+    settings: Settings,
+    folder: Path,
+    task: prepare.Task,
+    initial: iadd.Distilled,
+    store: trajectories.Teachers,
+    state: iadd.IaddState,
+    teachers_folder: Path,
+) -> None:
+    """Everything after the last update; the one use of the test set."""
+    selected, looks = scores.select(folder, settings.evaluate.metric)
+    chosen = _load_look(folder, selected)
+    at_looks = {step: _load_look(folder, step) for step in looks}
+    table = final_scores(
+        settings, task, initial, at_looks, selected, teachers_folder
+    )
+    write_difference(settings, folder, task, store, state)
+    names = task.splits.train.class_names
+    pixels = functools.partial(preprocess.invert, task.preprocessing)
+    artifact.save(
+        folder / "distilled.npz",
+        artifact.Artifact(
+            pixels(chosen.images),
+            chosen.labels,
+            float(chosen.learning_rate),
+            task.preprocessing,
+            {
+                "class_names": list(names),
+                "method": "IADD",
+                "model": dataclasses.asdict(settings.model),
+                "augmentation": settings.iadd.augment,
+                "evaluation": scores.recipe_of(settings.evaluate)._asdict(),
+                "selected_step": selected,
+                "config": settings.flat(),
+                "versions": workdir.recorded(folder)["versions"],
+                "scores": table,
+            },
+        ),
+    )
+    with files.atomic_write(folder / "initial.npz") as file:
+        np.savez(
+            file,
+            images=np.asarray(pixels(initial.images)),
+            labels=np.asarray(initial.labels),
+        )
+    save_picture(
+        folder / "distilled.png",
+        np.asarray(pixels(chosen.images)),
+        np.asarray(chosen.labels).argmax(-1),
+        names,
+    )
+    files.write_json(folder / "eval.json", table)
+    page.write_page(folder)
+    scores.print_table(table)
+
+
+def test_again(
+    settings: Settings, task: prepare.Task, found: artifact.Artifact
+) -> None:
+    """Prints the score of distilled images on any networks.
+
+    With a run's own settings these are the networks of its eval.json, up to
+    the rounding of the stored pixels.
+
+    Args:
+      settings: the evaluate part and the seed count.
+      task: the data to test on.
+      found: the distilled images.
+
+    Raises:
+      InputError: they are of another shape than the test images.
+    """
+    if found.images.shape[1:] != task.image_shape:
+        raise InputError(
+            f"the distilled images are of {found.images.shape[1:]}, the "
+            f"config's data set of {task.image_shape}: name the config that "
+            "they were made with"
+        )
+    key = jax.random.fold_in(jax.random.key(settings.seed), _FINAL)
+    for name, _, score in scores.tests_of(
+        task, settings.evaluate, found.preprocessing
+    ):
+        result = score(
+            key,
+            evaluate.stored(
+                preprocess.apply(found.preprocessing, found.images),
+                found.labels,
+            ),
+            recipe=scores.recipe_of(settings.evaluate),
+            learning_rate=found.learning_rate,
+            num_networks=settings.evaluate.networks,
+        )
+        print(scores.line(name, result))
+
+
+def final_scores(
+    settings: Settings,
+    task: prepare.Task,
+    initial: iadd.Distilled,
+    looks: dict[int, iadd.Distilled],
+    selected: int,
+    teachers_folder: Path,
+) -> dict[str, dict[str, Any]]:
+    """eval.json: the selected state, the last, and what they stand beside."""
+    part = settings.evaluate
+    key = jax.random.fold_in(jax.random.key(settings.seed), _FINAL)
+    recipe = scores.recipe_of(part)
+    table: dict[str, dict[str, Any]] = {}
+    bar = loop.progress("test", 5 * len(part.model_names), unit="row")
+    for model, module, score in scores.tests_of(task, part):
+
+        def on(data, rate=None, score=score):
+            return score(
+                key,
+                evaluate.stored(data.images, data.labels),
+                recipe=recipe,
+                learning_rate=data.learning_rate if rate is None else rate,
+                num_networks=part.networks,
+            )
+
+        def add(row, result, model=model, **more):
+            table.setdefault(row, {})[model] = scores.as_json(result) | more
+
+        at_looks = {step: on(data) for step, data in looks.items()}
+        bar.update()
+        best = max(
+            at_looks,
+            key=lambda step: scores.by_metric(at_looks[step], part.metric).mean,
+        )
+        add("distilled", at_looks[selected])
+        add("distilled_last", at_looks[max(looks)])
+        bar.update()
+        ipc = settings.iadd.ipc
+        add(
+            "random_real",
+            scores.random_real(settings, task, score, recipe, ipc),
+        )
+        bar.update()
+        add("real_initial", on(initial, part.real_learning_rate))
+        bar.update()
+        add(
+            "full_data",
+            scores.full_data(
+                settings, task, model, module, score, teachers_folder
+            ),
+        )
+        bar.update()
+        add("best_of_looks", at_looks[best], looks=len(at_looks), step=best)
+    bar.close()
+    return table
+
+
+def write_difference(
+    settings: Settings,
+    folder: Path,
+    task: prepare.Task,
+    store: trajectories.Teachers,
+    state: iadd.IaddState,
+) -> None:
+    """How far the last student ends from its teacher, parameter by parameter.
+
+    One segment, drawn for this purpose; at most 20,000 parameters a tensor.
+    """
+    part = settings.iadd
+    key = jax.random.fold_in(jax.random.key(settings.seed), _FINAL)
+    segment = store.sample(key, max_start=part.max_start, span=part.span)
+    student, _ = iadd.unroll_student(
+        iadd.distilled(state, part),
+        segment.start,
+        key,
+        apply_fn=training.apply_fn_of(task.module),
+        settings=part,
+    )
+    weights = importance_lib.weights(part.importance, state.importance, segment)
+    arrays = {}
+    for group, tree in (
+        ("student_target", jax.tree.map(jnp.subtract, student, segment.target)),
+        (
+            "start_target",
+            jax.tree.map(np.subtract, segment.start, segment.target),
+        ),
+        ("importance", weights or {}),
+    ):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            values = np.ravel(np.asarray(leaf, np.float32))
+            stride = -(-values.size // 20_000)
+            arrays[f"{group}/{_name(path)}"] = values[::stride]
+    with files.atomic_write(folder / "difference.npz") as file:
+        np.savez(file, **arrays)

@@ -1,0 +1,160 @@
+"""The outer loop: draw, update, guard, log, look, checkpoint, go on.
+
+Teachers, IADD, pre-training and D2M are four uses of it. A run that is killed
+at any moment goes on from its last checkpoint (of teachers, from the last whole
+one) to the same result, because what an update draws is decided by the
+update's number alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ddjax import checkpoint, metrics, settings
+from ddjax.types import InputError
+
+__all__ = ["finite", "look_steps", "progress", "run"]
+
+State = Any
+Row = dict[str, Any]
+
+
+def progress(what: str, total: int, *, unit: str, initial: int = 0) -> tqdm:
+    """A bar with the time left, in a terminal or in a notebook; in a log file,
+    a line now and then."""
+    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    return tqdm(
+        desc=what,
+        total=total,
+        unit=unit,
+        initial=initial,
+        leave=False,
+        mininterval=0.2 if watched else 30,
+    )
+
+
+def look_steps(looks: int, last: int) -> list[int]:
+    """The updates after which a run is looked at: evenly, the last included."""
+    return sorted({round(last * (i + 1) / looks) for i in range(looks)} - {0})
+
+
+def finite(remedy: str) -> Callable[[Row], str | None]:
+    """A guard: what is wrong where a figure has left the numbers.
+
+    Args:
+      remedy: what a user can do about it.
+    """
+
+    def guard(row: Row) -> str | None:
+        for name, value in row.items():
+            if not np.isfinite(value):
+                return f"the {name.replace('_', ' ')} is {value}; {remedy}"
+        return None
+
+    return guard
+
+
+def run(
+    state: State,
+    *,
+    name: str,
+    last: int,
+    draw: Callable[[int], Any],
+    update: Callable[[State, Any], tuple[State, Row]],
+    guard: Callable[[Row], str | None],
+    folder: Path | None = None,
+    log: settings.Log | None = None,
+    detail: Callable[[State, Any], Row] = lambda state, drawn: {},
+    looks: Collection[int] = (),
+    look: Callable[[State, int], Row | None] = lambda state, step: None,
+    place: Callable[[State], State] = lambda state: state,
+    unit: str = "update",
+    bar: tqdm | None = None,
+    ticks: int = 1,
+) -> State:
+    """All updates that are still to be made.
+
+    Args:
+      state: before the first update; also the form of what is restored.
+      name: of the run, on the bar and in sentences.
+      last: updates in all.
+      draw: what an update works on, by the number of updates before it.
+      update: (state, drawn) -> (state after, {metric: scalar}).
+      guard: what is wrong with an update's metrics, or None.
+      folder: where metrics.jsonl and checkpoints/ are kept; None: nothing is,
+        and the run starts from the beginning.
+      log: how often; with ``folder``.
+      detail: more for a line of metrics.jsonl, of the state and what its last
+        update worked on.
+      looks: numbers of updates after which ``look`` is called; 0 is before
+        the first.
+      look: (state, updates so far) -> what to write into metrics.jsonl.
+      place: puts a state where ``update`` wants it.
+      unit: what an update is called.
+      bar: shared with other runs; one of its own by default.
+      ticks: of that bar, for each update.
+
+    Returns:
+      The state after the last update.
+
+    Raises:
+      InputError: the guard found something; the last checkpoint stays.
+    """
+    step, checkpoints, written = 0, None, None
+    if folder is not None:
+        checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
+        restored = checkpoints.restore(state)
+        if restored is not None:
+            step, state = restored
+            print(f"{name}: going on from the checkpoint of {unit} {step}")
+        # Before the first checkpoint nothing is kept, not even a look.
+        written = metrics.Metrics(folder / "metrics.jsonl", step or -1)
+    state = place(state)
+
+    def look_at(step):
+        row = look(state, step) if step in looks else None
+        if row and written:
+            written.write(step, row)
+
+    if not step:
+        look_at(0)
+    own = bar is None
+    bar = bar or progress(name, last, unit=unit, initial=step)
+    spent, since = 0.0, step
+    try:
+        while step < last:
+            begin = time.perf_counter()
+            drawn = draw(step)
+            after, row = update(state, drawn)
+            row = {metric: float(value) for metric, value in row.items()}
+            spent += time.perf_counter() - begin
+            cause = guard(row)
+            if cause:
+                kept = f"; {checkpoints.kept()}" if checkpoints else ""
+                raise InputError(f"{unit} {step + 1} of {name}: {cause}{kept}")
+            state, step = after, step + 1
+            bar.update(ticks)
+            if "loss" in row:
+                bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+            if written and (step % log.every == 0 or step == last):
+                row["seconds"] = round(spent / (step - since), 4)  # an update
+                spent, since = 0.0, step
+                written.write(step, row | detail(state, drawn))
+            look_at(step)
+            if checkpoints and (
+                step % log.checkpoint_every == 0 or step == last
+            ):
+                checkpoints.save(step, state)
+    finally:
+        if own:
+            bar.close()
+        if checkpoints:
+            checkpoints.close()
+    return state

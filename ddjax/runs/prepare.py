@@ -1,0 +1,243 @@
+"""From settings to what every stage works on: data, preprocessing, network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ddjax import models, training
+from ddjax.data import cache, classes, preprocess, sources
+from ddjax.data.rows import Rows
+from ddjax.pages import data as data_page
+from ddjax.runs.loop import progress
+from ddjax.runs.workdir import check_same_data
+from ddjax.settings import Data, Model, Settings
+from ddjax.types import Batch, InputError
+
+__all__ = [
+    "Task",
+    "as_input",
+    "check_finished",
+    "load",
+    "task",
+    "write_page",
+]
+
+
+class Task(NamedTuple):
+    """What every stage after the data has in common.
+
+    Attributes:
+      splits: the data.
+      preprocessing: pixels to network input, fitted on splits.train.
+      model: the name of the network.
+      module: the network.
+    """
+
+    splits: sources.Splits
+    preprocessing: preprocess.Standardiser | preprocess.Whitener
+    model: str
+    module: Any
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.splits.train.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(h, w, c)."""
+        return tuple(self.splits.train.images.shape[1:])
+
+    def network(self, name: str) -> Any:
+        """The task's own network, or another one as it is built alone."""
+        if name == self.model:
+            return self.module
+        return models.build(name, num_classes=self.num_classes)
+
+    def training_data(self) -> tuple[Batch | training.Stream, Any]:
+        """The training images, on the device or read as they are used, and
+        what preprocessing is left to do."""
+        data = self.splits.train
+        images, left = as_input(data.images, self.preprocessing)
+        if isinstance(images, Rows):
+            return training.Stream(images, data.labels, self.num_classes), left
+        return Batch(images, classes.one_hot(data.labels, self.num_classes)), (
+            left
+        )
+
+
+def as_input(images: Any, preprocessing: Any) -> tuple[Any, Any]:
+    """(images, preprocessing) for training and testing, ready where it pays.
+
+    Whitening is a product with a large matrix for each image, dear beside a
+    narrow network's step: where the images are in memory it is done once, and
+    nothing is left to do batch by batch.
+
+    Args:
+      images: [n h w c] uint8, an array or Rows.
+      preprocessing: takes pixels to network input.
+    """
+    if isinstance(images, Rows) or not isinstance(
+        preprocessing, preprocess.Whitener
+    ):
+        return images, preprocessing
+    apply = jax.jit(preprocess.apply)
+    inputs = np.empty(images.shape, np.float32)
+    for begin in range(0, len(images), 1000):
+        some = slice(begin, begin + 1000)
+        inputs[some] = apply(preprocessing, images[some])
+    return inputs, None
+
+
+def load(
+    data: Data, seed: int, folder: Path, *, thorough: bool = False
+) -> tuple[sources.Splits, cache.Cache | None]:
+    """The data, from its cache or prepared now.
+
+    Args:
+      data: which, and in what form.
+      seed: decides what is held out.
+      folder: the parent of all caches.
+      thorough: check all of a large cache, not samples.
+
+    Returns:
+      (splits, the cache), which is None for what is bundled.
+
+    Raises:
+      InputError: the data are missing or unfit.
+    """
+    found: list[cache.Cache] = []
+    with progress("prepare", 0, unit="image") as bar:
+
+        def tell(done, total):
+            bar.total = total
+            bar.update(done - bar.n)
+
+        splits = sources.load(
+            data.source,
+            data_dir=data.data_dir,
+            held_out=data.held_out,
+            seed=seed,
+            classes=data.classes,
+            class_names=data.class_names,
+            per_class=data.per_class,
+            test_share=data.test_share,
+            in_memory_gb=data.in_memory_gb,
+            form=sources.Form(data.size, data.crop, data.channels),
+            unreadable_share=data.unreadable_share,
+            cache_dir=folder,
+            thorough=thorough,
+            progress=tell,
+            say=bar.write,
+            opened=found.append,
+        )
+    return splits, (found or [None])[0]
+
+
+def task(data: Data, model: Model, seed: int, folder: Path) -> Task:
+    """Loads the data, builds the network, and fits the preprocessing.
+
+    Args:
+      data: which, and in what form.
+      model: the network.
+      seed: decides what is held out.
+      folder: the parent of all caches.
+
+    Raises:
+      InputError: the data are missing or unfit, or the network does not fit
+        the images.
+    """
+    splits, _ = load(data, seed, folder)
+    kwargs = {"width": model.width}
+    if model.name == "convnet":
+        kwargs["depth"] = model.depth
+    module = models.build(
+        model.name, num_classes=len(splits.train.class_names), **kwargs
+    )
+    # A network that does not fit the images is refused here, before any work.
+    jax.eval_shape(
+        lambda: models.init_params(
+            module, jax.random.key(0), splits.train.images.shape[1:]
+        )
+    )
+    kept_in, name = None, data.preprocess
+    if name == "zca" or isinstance(splits.train.images, Rows):
+        found = sources.fingerprint(splits.train)[:12]
+        kept_in = folder / f"{name}-{found}.npz"
+    return Task(
+        splits,
+        preprocess.fit(name, splits.train.images, kept_in=kept_in),
+        model.name,
+        module,
+    )
+
+
+def check_finished(settings: Settings, folder: Path, data: Path) -> None:
+    """Says that a run is complete.
+
+    Args:
+      settings: of the run.
+      folder: of the run.
+      data: the parent of all caches.
+
+    Raises:
+      InputError: its images are no longer the same.
+    """
+    try:
+        splits, _ = load(settings.data, settings.seed, data)
+    except InputError:
+        pass  # gone or unfit, but the run is there
+    else:
+        check_same_data(folder, splits)
+    print(f"this run is complete: see {folder / 'report.html'}")
+
+
+def write_page(data: Data, seed: int, folder: Path, workdir: Path) -> None:
+    """Prepares the data, writes the page that shows them, and says where both
+    are.
+
+    Args:
+      data: which, and in what form.
+      seed: decides what is held out.
+      folder: the parent of all caches.
+      workdir: for ``data.html``.
+
+    Raises:
+      InputError: the data are missing or unfit.
+    """
+    splits, found = load(data, seed, folder, thorough=True)
+    manifest = {} if found is None else found.manifest
+    fitted = preprocess.fit_standardise(splits.train.images)
+    workdir.mkdir(parents=True, exist_ok=True)
+    facts = {"Source": data.source}
+    if data.data_dir:
+        facts["Where"] = data.data_dir
+    if found is not None:
+        facts["Prepared in"] = str(found.folder)
+        facts["Ignored files"] = str(manifest["ignored"])
+    height, width, channels = splits.train.images.shape[1:]
+    sizes = {f"{width} x {height}": sum(len(part.labels) for part in splits)}
+    path = data_page.write_page(
+        workdir / "data.html",
+        title=f"Data: {workdir.name.removeprefix('prepare-')}",
+        facts=facts,
+        splits=splits._asdict(),
+        sizes=manifest.get("original_sizes", sizes),
+        unreadable=[tuple(pair) for pair in manifest.get("unreadable", [])],
+        mean=fitted.mean.tolist(),
+        std=fitted.std.tolist(),
+    )
+    counts = ", ".join(
+        f"{len(part.labels):,} {name.replace('_', '-')}"
+        for name, part in splits._asdict().items()
+    )
+    print(
+        f"{len(splits.train.class_names)} classes of {height} x {width} x "
+        f"{channels} images: {counts}"
+    )
+    if found is not None:
+        print(f"prepared in {found.folder}")
+    print(f"page: {path}")

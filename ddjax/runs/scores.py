@@ -1,0 +1,309 @@
+"""The table that every method ends with, and what states are selected by.
+
+eval.json is {row: {network: {mean, std, ci95, accuracies, balanced_accuracy,
+recall}}}; accuracies lie in 0..1. A table is built row by row; whatever is
+distilled stands beside random real images and the whole data.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddjax import augment, evaluate, files, metrics, training
+from ddjax.data import classes, preprocess, sources
+from ddjax.runs.prepare import Task, as_input
+from ddjax.runs.teachers import recipe_of as teachers_recipe
+from ddjax.settings import METRICS, Evaluate, Settings
+from ddjax.types import Batch, InputError
+
+__all__ = [
+    "as_json",
+    "by_metric",
+    "full_data",
+    "held_out",
+    "line",
+    "print_table",
+    "random_real",
+    "recipe_of",
+    "select",
+    "tests_of",
+]
+
+Score = Callable[..., evaluate.EvalResult]
+"""``evaluate.evaluate`` with the test images and the network given."""
+
+# What the draws of random real images are folded with; the number is a name.
+_RANDOM_REAL = 5
+_FULL_DATA = 4
+
+
+def recipe_of(part: Evaluate) -> training.Recipe:
+    """How networks are trained on distilled images."""
+    return training.Recipe(
+        epochs=part.epochs,
+        batch_size=part.batch_size,
+        momentum=part.momentum,
+        weight_decay=part.weight_decay,
+        decay_at_half=True,
+        augment=augment.parse(part.augment),
+    )
+
+
+def by_metric(score: evaluate.EvalResult, metric: str) -> evaluate.EvalResult:
+    """A result in the terms of one of ``METRICS``."""
+    return score if metric == "accuracy" else evaluate.balanced(score)
+
+
+# What states are selected by -------------------------------------------------
+
+
+def held_out(task: Task) -> Score:
+    """``evaluate.evaluate`` of the task's network on the held-out images."""
+    part = task.splits.held_out
+    images, left = as_input(part.images, task.preprocessing)
+    return functools.partial(
+        evaluate.evaluate,
+        test=Batch(images, part.labels),
+        module=task.module,
+        test_preprocessing=left,
+    )
+
+
+def held_out_row(score: evaluate.EvalResult) -> dict[str, float]:
+    """A look's line of metrics.jsonl."""
+    row = {}
+    for metric in METRICS:
+        found = by_metric(score, metric)
+        row[f"held_out_{metric}"] = found.mean
+        row[f"held_out_{metric}_std"] = found.std
+    return row
+
+
+def select(workdir: Path, metric: str) -> tuple[int, list[int]]:
+    """The state that is best on held-out images, by metrics.jsonl.
+
+    Step 0 is what the run started from, and not among them. The earliest of
+    equals is taken: later updates bought nothing that was seen.
+
+    Args:
+      workdir: of the run.
+      metric: one of ``METRICS``.
+
+    Returns:
+      (its step, the steps of all looks but the first, in order).
+
+    Raises:
+      InputError: no look is recorded.
+    """
+    field = f"held_out_{metric}"
+    looks = {
+        row["step"]: row[field]
+        for row in metrics.read(workdir / "metrics.jsonl")
+        if field in row and row["step"]
+    }
+    if not looks:
+        raise InputError(
+            f"{workdir / 'metrics.jsonl'} has lost its lines: remove {workdir} "
+            "and run the same command to start again"
+        )
+    return max(sorted(looks), key=looks.get), sorted(looks)
+
+
+# Rows of the table -----------------------------------------------------------
+
+
+def tests_of(
+    task: Task, part: Evaluate, preprocessing: Any = None
+) -> Iterator[tuple[str, Any, Score]]:
+    """(name, module, score) of each network that results are tested on.
+
+    Args:
+      task: data and network.
+      part: names the networks.
+      preprocessing: of the test images; the task's by default.
+    """
+    test = task.splits.test
+    images, left = as_input(test.images, preprocessing or task.preprocessing)
+    for name in part.model_names:
+        module = task.network(name)
+        yield (
+            name,
+            module,
+            functools.partial(
+                evaluate.evaluate,
+                test=Batch(images, test.labels),
+                module=module,
+                test_preprocessing=left,
+            ),
+        )
+
+
+def full_data(
+    settings: Settings,
+    task: Task,
+    model: str,
+    module: Any,
+    score: Score,
+    folder: Path,
+) -> evaluate.EvalResult:
+    """Networks trained on all training images, as the teachers are.
+
+    They do not depend on what is distilled: a file beside the teachers shares
+    them between runs.
+
+    Args:
+      settings: of the run.
+      task: data and network.
+      model: the network's name.
+      module: the network.
+      score: of it.
+      folder: the parent of all teachers.
+    """
+    recipe = teachers_recipe(settings.teacher)
+    count = settings.evaluate.networks
+    shaped_by = {
+        "data": sources.fingerprint(task.splits.train, task.splits.test),
+        "preprocess": settings.data.preprocess,
+        "model": repr(module),
+        "recipe": recipe._asdict(),
+        "learning_rate": settings.teacher.learning_rate,
+        "seed": settings.seed,
+        "networks": count,
+        "jax": jax.__version__,
+        "backend": jax.default_backend(),
+    }
+    digest = hashlib.sha256(json.dumps(shaped_by, sort_keys=True).encode())
+    path = folder / f"full_data-{model}-{digest.hexdigest()[:12]}.json"
+    try:
+        found = json.loads(path.read_text())
+        return evaluate.summarise(
+            found["accuracy"], np.array(found["recall"], np.float64)
+        )
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        pass  # not there, or damaged: it can be had again
+    data, left = task.training_data()
+    key = jax.random.fold_in(jax.random.key(settings.seed), _FULL_DATA)
+    result = score(
+        key,
+        evaluate.stored(*data) if isinstance(data, Batch) else data,
+        recipe=recipe,
+        learning_rate=settings.teacher.learning_rate,
+        num_networks=count,
+        preprocessing=left,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(
+        path,
+        {
+            "accuracy": result.accuracy.tolist(),
+            "recall": [_without_nan(row) for row in result.recall],
+            "shaped_by": shaped_by,
+        },
+    )
+    return result
+
+
+def random_real(
+    settings: Settings,
+    task: Task,
+    score: Score,
+    recipe: training.Recipe,
+    ipc: int,
+) -> evaluate.EvalResult:
+    """As many real images; each network draws its own."""
+    train = task.splits.train
+    key = jax.random.fold_in(jax.random.key(settings.seed), _RANDOM_REAL)
+
+    def drawn(key):
+        chosen = classes.per_class_indices(
+            key, train.labels, task.num_classes, ipc
+        )
+        return evaluate.stored(
+            preprocess.apply(task.preprocessing, train.images[chosen]),
+            classes.one_hot(train.labels[chosen], task.num_classes),
+        )
+
+    return one_by_one(
+        score,
+        key,
+        drawn,
+        settings.evaluate.networks,
+        recipe=recipe,
+        learning_rate=settings.evaluate.real_learning_rate,
+    )
+
+
+def one_by_one(
+    score: Score,
+    key: jax.Array,
+    sample_fn_of: Callable[[jax.Array], Any],
+    count: int,
+    **how: Any,
+) -> evaluate.EvalResult:
+    """Networks each of which is trained on data of its own.
+
+    Args:
+      score: of the network.
+      key: network i draws from ``fold_in(key, i)``.
+      sample_fn_of: its key -> what it is trained on.
+      count: of the networks.
+      **how: for ``score``.
+    """
+    results = []
+    for network in range(count):
+        own = jax.random.fold_in(key, network)
+        results.append(score(own, sample_fn_of(own), num_networks=1, **how))
+    return evaluate.joined(results)
+
+
+# The table in files and for people -------------------------------------------
+
+
+def as_json(result: evaluate.EvalResult) -> dict[str, Any]:
+    """A result with balanced accuracy and recalls, for eval.json."""
+    return _figures(result) | {
+        "balanced_accuracy": _figures(evaluate.balanced(result)),
+        "recall": _without_nan(result.recall.mean(0)),
+    }
+
+
+def _figures(result: evaluate.EvalResult) -> dict[str, Any]:
+    return {
+        "mean": result.mean,
+        "std": result.std,
+        "ci95": result.ci95,
+        "accuracies": result.accuracy.tolist(),
+    }
+
+
+def _without_nan(recall: np.ndarray) -> list[float | None]:
+    """JSON has no NaN: None is a class without test images."""
+    return [None if np.isnan(value) else value for value in recall.tolist()]
+
+
+def line(model: str, score: evaluate.EvalResult) -> str:
+    """One line for a person; one network has no interval."""
+    count = len(score.accuracy)
+    if count == 1:
+        return f"{model:8} {100 * score.mean:6.2f} % (1 network)"
+    return (
+        f"{model:8} {100 * score.mean:6.2f} % +- {100 * score.ci95:.2f} "
+        f"(95% interval, {count} networks)"
+    )
+
+
+def print_table(table: Mapping[str, Mapping[str, Any]]) -> None:
+    """A line for each row and network."""
+    wide = max(map(len, table), default=0)
+    for row, by_model in table.items():
+        for model, score in by_model.items():
+            result = evaluate.summarise(score["accuracies"])
+            print(f"{row:{wide}}  {line(model, result)}")

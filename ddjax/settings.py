@@ -1,0 +1,678 @@
+"""Every field of a run, once: its type, its default, its meaning, its check.
+
+``Settings`` is all of them, in parts that go to what needs them:
+``iadd.update`` takes an ``Iadd`` and knows nothing of the data. Parts are
+frozen and hashable, so that one can be a static argument of ``jax.jit``. An
+impossible part cannot be made: its constructor raises InputError with the
+sentence that a user reads.
+
+The type of a field's default is the field's type. A dotted name, such as
+"iadd.ipc", is how a field is called in config files, on the command line
+(``--config.iadd.ipc=10``), in config.json and in ``ddjax.distill``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from ddjax import augment, models
+from ddjax.data import decode, preprocess, sources
+from ddjax.types import InputError
+
+__all__ = [
+    "DSA",
+    "METRICS",
+    "D2m",
+    "Data",
+    "Evaluate",
+    "Gan",
+    "Iadd",
+    "Importance",
+    "Log",
+    "Model",
+    "Settings",
+    "Teacher",
+    "check_range",
+    "fields",
+    "numbers",
+]
+
+DSA = "color_crop_cutout_flip_scale_rotate"
+"""All groups of differentiable siamese augmentation, as MTT uses them."""
+
+METRICS = ("accuracy", "balanced_accuracy")
+
+Check = Callable[[Any], str | None]
+"""What is wrong with a value: "must be ..", or None; may raise InputError."""
+
+
+def _field(default: Any, meaning: str, check: Check | None = None) -> Any:
+    return dataclasses.field(
+        default=default, metadata={"meaning": meaning, "check": check}
+    )
+
+
+def _at_least(least: int) -> Check:
+    return lambda value: None if value >= least else f"must be at least {least}"
+
+
+def _positive(value: int | float) -> str | None:
+    return None if value > 0 else "must be positive"
+
+
+def _seed(value: int) -> str | None:
+    return None if 0 <= value < 1 << 32 else "must lie in 0..2**32 - 1"
+
+
+def _not_negative(value: int | float) -> str | None:
+    return None if value >= 0 else "must not be negative"
+
+
+def _decay(value: int | float) -> str | None:
+    return None if 0 <= value < 1 else "must lie in 0..1 and below 1"
+
+
+def _one_of(*choices: Any) -> Check:
+    *most, last = map(str, choices)
+    return lambda value: (
+        None if value in choices else f"must be {', '.join(most)} or {last}"
+    )
+
+
+def _passing(check: Callable[[Any], Any]) -> Check:
+    """A check of what uses the value, which raises InputError itself."""
+
+    def found(value):
+        check(value)
+        return None
+
+    return found
+
+
+def _augmentation() -> Any:
+    return _field(
+        DSA, "DSA groups joined by _, or none", _passing(augment.parse)
+    )
+
+
+def numbers(joined: str, what: str) -> tuple[int, ...]:
+    """ "1,10" as (1, 10).
+
+    Raises:
+      InputError: one is no number of at least 1; ``what`` names them.
+    """
+    words = [word.strip() for word in str(joined).split(",")]
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise InputError(
+            f"{what} must be numbers of at least 1 joined by commas, not "
+            f"{joined!r}"
+        )
+    return tuple(map(int, words))
+
+
+class _Part:
+    """A group of fields that are checked as it is made."""
+
+    NAME: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            name = f"{self.NAME}.{field.name}" if self.NAME else field.name
+            value = _typed(name, field.default, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+            check = field.metadata.get("check")
+            try:
+                found = check(value) if check else None
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from None
+            if found:
+                raise InputError(f"{name} {found}, not {value!r}")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """InputError where fields do not fit each other."""
+
+
+def _typed(name: str, default: Any, value: Any) -> Any:
+    """The value in the default's type; InputError where it has no such form."""
+    kind = type(default)
+    try:
+        if isinstance(value, bool | np.bool_):  # True would pass for 1
+            raise TypeError
+        if kind is int:
+            return operator.index(value)
+        if kind is float:
+            if isinstance(value, str | bytes):
+                raise TypeError
+            value = float(value)
+            if not math.isfinite(value):
+                raise InputError(f"{name} must be finite, not {value}")
+            return value
+        if kind is tuple:
+            if isinstance(value, str) or len(value) != len(default):
+                raise TypeError
+            return tuple(_typed(name, *pair) for pair in zip(default, value))
+    except (TypeError, OverflowError, AttributeError):
+        pass
+    else:
+        if isinstance(value, kind):
+            return value
+    words = {
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        tuple: "two numbers",
+    }
+    raise InputError(
+        f"{name} must be {words.get(kind, f'a part {kind.__name__}')}, not "
+        f"{value!r}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Data(_Part):
+    """Where the images come from, and what form they are brought into."""
+
+    NAME = "data"
+
+    source: str = _field(
+        "digits", "digits, folder, npz, tiny_imagenet, imagenet, or a TFDS name"
+    )
+    data_dir: str = _field(
+        "",
+        "the folder of images, the .npz file, or TFDS's folder (empty: its "
+        "default)",
+    )
+    size: int = _field(
+        0, "side in pixels; 0: as the images are, all alike", _not_negative
+    )
+    crop: str = _field(
+        "center",
+        "to a square: center or stretch",
+        _passing(decode.check_crop),
+    )
+    channels: int = _field(
+        0, "1 grey, 3 colour, 0 what the images are", _one_of(0, 1, 3)
+    )
+    classes: str = _field("", "names or numbers joined by commas; empty: all")
+    class_names: str = _field("", "what to call them instead, joined by commas")
+    per_class: int = _field(
+        0, "the first so many training images of each; 0: all", _not_negative
+    )
+    test_share: float = _field(
+        0.2,
+        "of each class, where there is no test part",
+        _passing(sources.check_share),
+    )
+    held_out: float = _field(
+        0.1,
+        "share of each class set aside for selection",
+        _passing(sources.check_share),
+    )
+    unreadable_share: float = _field(
+        0.01, "more broken images than that: refused", _not_negative
+    )
+    in_memory_gb: float = _field(
+        4.0, "larger sets are read from disk as used", _not_negative
+    )
+    preprocess: str = _field(
+        "standardise",
+        "standardise, zca or none",
+        _passing(preprocess.check_name),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Model(_Part):
+    """The network of students and teachers."""
+
+    NAME = "model"
+
+    name: str = _field(
+        "convnet",
+        "the student's and the teachers' network",
+        _passing(lambda name: models.build(name, num_classes=2)),
+    )
+    width: int = _field(128, "channels of each block", _at_least(1))
+    depth: int = _field(3, "blocks; each halves the image", _at_least(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher(_Part):
+    """How teachers are trained, and with them networks on the whole data."""
+
+    NAME = "teacher"
+
+    count: int = _field(100, "teachers", _at_least(1))
+    epochs: int = _field(
+        50, "epochs of a whole teacher; stored: reachable ones", _at_least(1)
+    )
+    learning_rate: float = _field(
+        0.01, "of SGD without momentum or decay", _positive
+    )
+    batch_size: int = _field(256, "images a step", _at_least(1))
+    augment: str = _augmentation()
+    dtype: str = _field(
+        "float32",
+        "of stored snapshots: float32 or bfloat16",
+        _one_of("float32", "bfloat16"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Importance(_Part):
+    """The form of the importance weights W; see ``ddjax.importance``.
+
+    The default was chosen by benchmarks/importance.py; BUILD_NOTES.md has the
+    table.
+    """
+
+    NAME = "iadd.importance"
+
+    form: str = _field(
+        "displacement",
+        "none (MTT), free, clipped, exponential or displacement",
+        _one_of("none", "free", "clipped", "exponential", "displacement"),
+    )
+    per: str = _field(
+        "parameter", "parameter or tensor", _one_of("parameter", "tensor")
+    )
+    bound: float = _field(1.0, "of log W, before rescaling", _positive)
+    rescale: str = _field(
+        "network",
+        "what mean(W^2) = 1 is held over: none, network or tensor",
+        _one_of("none", "network", "tensor"),
+    )
+    direction: str = _field(
+        "ascend",
+        "descend or ascend on the loss",
+        _one_of("descend", "ascend"),
+    )
+    step: float = _field(0.01, "of Adam on log W", _not_negative)
+    power: float = _field(0.5, "of the displacement form")
+
+    @property
+    def learned(self) -> bool:
+        """Whether there is anything to optimise."""
+        return self.form in ("free", "clipped", "exponential")
+
+
+def check_range(max_start: int, span: int, epochs: int) -> None:
+    """InputError unless segments fit in ``epochs`` epochs of training."""
+    if span < 1:
+        raise InputError(f"iadd.span (K) must be at least 1, not {span}")
+    if max_start < 0:
+        raise InputError(
+            f"iadd.max_start must not be negative, not {max_start}"
+        )
+    if max_start + span > epochs:
+        raise InputError(
+            f"iadd.max_start + iadd.span = {max_start} + {span} is beyond the "
+            f"teachers' {epochs} epochs: lower them or raise teacher.epochs"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Iadd(_Part):
+    """Distillation into images: students, segments and the outer optimiser."""
+
+    NAME = "iadd"
+
+    ipc: int = _field(1, "distilled images per class", _at_least(1))
+    iterations: int = _field(5000, "updates of the outer loop", _at_least(1))
+    inner_steps: int = _field(50, "J: steps of the student", _at_least(1))
+    span: int = _field(2, "K: teacher epochs from start to target")
+    max_start: int = _field(2, "last teacher epoch to start from, included")
+    batch_size: int = _field(
+        0,
+        "distilled images per inner step, or all where they are fewer; 0: all",
+        _not_negative,
+    )
+    segments: int = _field(
+        1, "segments per update, spread over the devices", _at_least(1)
+    )
+    augment: str = _augmentation()
+    image_step: float = _field(100.0, "rate of the outer SGD on images")
+    momentum: float = _field(0.5, "of the outer SGD", _decay)
+    learning_rate: float = _field(0.01, "alpha_0, the student's first rate")
+    learning_rate_step: float = _field(1e-7, "rate of the outer SGD on alpha")
+    learning_rate_bounds: tuple[float, float] = _field(
+        (1e-6, 1.0), "the run stops where alpha leaves them"
+    )
+    label_step: float = _field(
+        0.0,
+        "rate of the outer SGD on label logits; 0: hard",
+        _not_negative,
+    )
+    importance: Importance = Importance()
+
+    def _check_together(self) -> None:
+        check_range(self.max_start, self.span, self.stored_epochs)
+        low, high = self.learning_rate_bounds
+        if not low <= self.learning_rate <= high:
+            raise InputError(
+                f"iadd.learning_rate must lie within its bounds {low} .. "
+                f"{high}, not at {self.learning_rate}"
+            )
+
+    @property
+    def stored_epochs(self) -> int:
+        """The last teacher epoch that a segment can reach."""
+        return self.max_start + self.span
+
+    def batch_of(self, num_images: int) -> int:
+        """Images in an inner step, of so many distilled ones."""
+        return min(self.batch_size or num_images, num_images)
+
+
+_RATES = "of Adam, betas (0, 0.999)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Gan(_Part):
+    """The generator that D2M distils, and its pre-training."""
+
+    NAME = "gan"
+
+    width: int = _field(
+        64, "of generator and critic: their channels' unit", _at_least(1)
+    )
+    noise: int = _field(128, "length of the noise vector", _at_least(1))
+    embedding: int = _field(
+        0, "shared by all norms; 0: a row a class in each", _not_negative
+    )
+    attention: int = _field(
+        0, "side of features with self-attention; 0: none", _not_negative
+    )
+    iterations: int = _field(100_000, "updates of the generator", _at_least(1))
+    critic_steps: int = _field(4, "before each of them", _at_least(1))
+    batch_size: int = _field(
+        50, "images a step, spread over the devices", _at_least(1)
+    )
+    generator_rate: float = _field(2e-4, _RATES, _positive)
+    critic_rate: float = _field(2e-4, "the same", _positive)
+    average: float = _field(0.9999, "decay of the generator's average", _decay)
+    augment: str = _field(
+        "color_crop_cutout",
+        "DSA groups joined by _, one after another, or none",
+        _passing(augment.parse),
+    )
+    looks: int = _field(
+        8, "times that samples are kept and measured", _at_least(1)
+    )
+
+    def _check_together(self) -> None:
+        if self.attention and self.width < 8:
+            raise InputError(
+                "gan.width must be at least 8 where gan.attention is not 0, "
+                f"not {self.width}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class D2m(_Part):
+    """Distillation into a generator, and what of it is evaluated."""
+
+    NAME = "d2m"
+
+    generator: str = _field(
+        "", "a generator's file or run; empty: pre-train one"
+    )
+    iterations: int = _field(20_000, "updates", _at_least(1))
+    rate: float = _field(2e-5, _RATES, _positive)
+    average: float = _field(0.999, "decay of the generator's average", _decay)
+    per_class: int = _field(
+        16, "real images of a class in a batch; as many made", _at_least(1)
+    )
+    classes: int = _field(
+        0, "in a batch, drawn anew each time; 0: all", _not_negative
+    )
+    groups: int = _field(
+        1, "batches per update, spread over the devices", _at_least(1)
+    )
+    augment: str = _augmentation()
+    layers: str = _field("", "features to match, joined by commas; empty: all")
+    power: float = _field(4.0, "p of channel attention", _at_least(1))
+    temperature: float = _field(4.0, "T of prediction matching", _positive)
+    embedding: float = _field(
+        1.0, "weight of embedding matching; 0: none", _not_negative
+    )
+    balance: float = _field(
+        10.0, "weight of prediction matching; 0: none", _not_negative
+    )
+    networks: str = _field(
+        "trained",
+        "from the teachers' snapshots, or random",
+        _one_of("trained", "random"),
+    )
+    first_epoch: int = _field(
+        1, "of the snapshots; the last is the last stored", _not_negative
+    )
+    redraw_every: int = _field(
+        1, "updates with the same networks", _at_least(1)
+    )
+    ipcs: str = _field("1,10,50", "images per class to evaluate, stored")
+    epochs: str = _field(
+        "1000", "of evaluation; one for all, or one for each ipc"
+    )
+    stream_ipc: int = _field(
+        50, "images per class of an epoch, stream", _at_least(1)
+    )
+
+    def _check_together(self) -> None:
+        if self.embedding == self.balance == 0:
+            raise InputError(
+                "d2m.embedding and d2m.balance are both 0: nothing is matched"
+            )
+        ipcs = numbers(self.ipcs, "d2m.ipcs")
+        epochs = numbers(self.epochs, "d2m.epochs")
+        if len(set(ipcs)) != len(ipcs):
+            raise InputError(
+                f"d2m.ipcs must be different numbers, not {self.ipcs!r}"
+            )
+        if len(epochs) not in (1, len(ipcs)):
+            raise InputError(
+                f"d2m.epochs must be one number, or one for each of d2m.ipcs="
+                f"{self.ipcs}, not {self.epochs!r}"
+            )
+
+    @property
+    def epochs_of(self) -> dict[int, int]:
+        """{images per class: epochs of evaluation on them, stored}."""
+        ipcs = numbers(self.ipcs, "d2m.ipcs")
+        epochs = numbers(self.epochs, "d2m.epochs")
+        return dict(
+            zip(ipcs, epochs if len(epochs) > 1 else epochs * len(ipcs))
+        )
+
+    @property
+    def middle_ipc(self) -> int:
+        """The images per class that states are selected by."""
+        ipcs = sorted(self.epochs_of)
+        return ipcs[len(ipcs) // 2]
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """The features to match; () for all."""
+        return sources.words(self.layers)
+
+    def check_layers(self, names: Any) -> None:
+        """InputError where a network has no such features.
+
+        Args:
+          names: of the network's features.
+        """
+        for name in self.layer_names:
+            if name not in names:
+                raise InputError(
+                    f"the network has no layer {name!r} to match "
+                    f"(d2m.layers): choose from {', '.join(sorted(names))}"
+                )
+
+
+def _check_models(joined: str) -> str | None:
+    if not sources.words(joined):
+        return "must name a network"
+    for name in sources.words(joined):
+        models.build(name, num_classes=2)
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate(_Part):
+    """How results are tested, and how states are selected."""
+
+    NAME = "evaluate"
+
+    models: str = _field(
+        "convnet", "networks to test on, joined by commas", _check_models
+    )
+    networks: int = _field(5, "fresh networks for each figure", _at_least(1))
+    epochs: int = _field(1000, "on the distilled images", _at_least(1))
+    batch_size: int = _field(
+        256, "images a step, or all if fewer", _at_least(1)
+    )
+    momentum: float = _field(
+        0.9, "of SGD at the distilled learning rate", _decay
+    )
+    weight_decay: float = _field(5e-4, "of SGD", _not_negative)
+    augment: str = _augmentation()
+    real_learning_rate: float = _field(
+        0.01, "for random real images", _positive
+    )
+    metric: str = _field(
+        "accuracy",
+        "what a state is selected by: accuracy or balanced_accuracy",
+        _one_of(*METRICS),
+    )
+    looks: int = _field(
+        10, "times that the held-out images are looked at", _at_least(1)
+    )
+    look_networks: int = _field(3, "fresh networks for each look", _at_least(1))
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The networks that results are tested on."""
+        return sources.words(self.models)
+
+
+@dataclasses.dataclass(frozen=True)
+class Log(_Part):
+    """How often something is written down."""
+
+    NAME = "log"
+
+    every: int = _field(
+        10, "updates between lines of metrics.jsonl", _at_least(1)
+    )
+    checkpoint_every: int = _field(
+        100, "updates between checkpoints", _at_least(1)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(_Part):
+    """All fields of a run; the defaults are the literature's, at CIFAR-10 with
+    one image per class."""
+
+    NAME = ""
+
+    seed: int = _field(0, "decides everything random in the run", _seed)
+    data: Data = Data()
+    model: Model = Model()
+    teacher: Teacher = Teacher()
+    iadd: Iadd = Iadd()
+    gan: Gan = Gan()
+    d2m: D2m = D2m()
+    evaluate: Evaluate = Evaluate()
+    log: Log = Log()
+
+    def _check_together(self) -> None:
+        check_range(self.iadd.max_start, self.iadd.span, self.teacher.epochs)
+        stored = self.iadd.stored_epochs
+        if self.d2m.networks == "trained" and self.d2m.first_epoch > stored:
+            raise InputError(
+                f"d2m.first_epoch must lie in 0..{stored}, the last epoch that "
+                "teachers store (iadd.max_start + iadd.span), not at "
+                f"{self.d2m.first_epoch}"
+            )
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Settings:
+        """Settings with these values by dotted name, else defaults.
+
+        Raises:
+          InputError: a field is unknown, or a value impossible.
+        """
+        known = [field.name for field in fields()]
+        for name in values:
+            if name not in known:
+                last = [full for full in known if full.endswith(f".{name}")]
+                near = last or difflib.get_close_matches(name, known, 1)
+                hint = f": did you mean {' or '.join(near)}?" if near else ""
+                raise InputError(f"there is no field {name}{hint}")
+        return _made(cls(), values, "")
+
+    def flat(self) -> dict[str, Any]:
+        """{"iadd.ipc": 1, ..} in the order of ``fields``."""
+        return dict(_leaves(self))
+
+    def changed(self, values: Mapping[str, Any]) -> Settings:
+        """The same with some values by dotted name; see ``of``."""
+        return Settings.of({**self.flat(), **values})
+
+
+def _made(part: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    """A part with the values under its prefix."""
+    changes = {}
+    for field in dataclasses.fields(part):
+        name, value = prefix + field.name, getattr(part, field.name)
+        if isinstance(value, _Part):
+            changes[field.name] = _made(value, values, f"{name}.")
+        elif name in values:
+            changes[field.name] = values[name]
+    return dataclasses.replace(part, **changes)
+
+
+def _leaves(part: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if isinstance(value, _Part):
+            yield from _leaves(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value
+
+
+class Field(NamedTuple):
+    """A field as a user meets it.
+
+    Attributes:
+      name: dotted.
+      default: its value where nothing is said, of the field's type.
+      meaning: in a line.
+    """
+
+    name: str
+    default: Any
+    meaning: str
+
+
+def fields(part: Any = None, prefix: str = "") -> list[Field]:
+    """Every field, in order."""
+    part = Settings() if part is None else part
+    found = []
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if isinstance(value, _Part):
+            found += fields(value, f"{prefix}{field.name}.")
+        else:
+            name = prefix + field.name
+            found.append(Field(name, value, field.metadata["meaning"]))
+    return found

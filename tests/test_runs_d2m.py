@@ -1,0 +1,272 @@
+"""D2M from settings to results, in this process."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from small import D2M
+
+from ddjax import artifact, evaluate, parallel
+from ddjax.runs import d2m, gan, generate, prepare
+from ddjax.runs.workdir import Shared
+from ddjax.settings import Settings
+from ddjax.types import InputError
+
+DIGITS = Settings.of({"data.source": "digits", **D2M})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "device_count", lambda: 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder of runs, and how to make one in it."""
+    folder = tmp_path_factory.mktemp("runs")
+    shared = Shared(*(folder / n for n in ("teachers", "data", "generators")))
+
+    def run(name, **fields):
+        d2m.run(DIGITS.changed(fields), folder / name, shared, "a command")
+        return folder / name
+
+    return folder, run, shared
+
+
+@pytest.fixture(scope="module")
+def first(runs):
+    """A finished run, and the test images of every evaluation for it."""
+    tested = []
+    real = evaluate.evaluate
+
+    def spy(key, sample_fn, test, module, **kwargs):
+        tested.append(len(test.labels))
+        return real(key, sample_fn, test, module, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "evaluate", spy)
+        return runs[1]("run"), tested
+
+
+@pytest.fixture(scope="module")
+def task(runs):
+    return prepare.task(DIGITS.data, DIGITS.model, 0, runs[2].data)
+
+
+def table_of(run):
+    return json.loads((run / "eval.json").read_text())
+
+
+def test_all_artefacts_and_rows_are_there(first, runs):
+    run, _ = first
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "generator/pretrained.npz",
+        "generator/distilled.npz",
+        "pretraining/quality.json",
+        "eval.json",
+        "distilled.png",
+        "report.html",
+    ):
+        assert (run / name).exists(), name
+    assert set(table_of(run)) == {
+        "full_data",
+        *(
+            f"stored/{ipc}/{what}"
+            for ipc in (1, 2)
+            for what in ("distilled", "pretrained", "random_real")
+        ),
+        "stream/1/distilled",
+        "stream/1/pretrained",
+    }
+    assert list(runs[0].glob("generators/*/report.html"))
+
+
+def test_states_are_selected_without_the_test_images(first, task):
+    """Looks are scored on held-out images, before any test image is used."""
+    held_out, test = (
+        len(part.labels) for part in (task.splits.held_out, task.splits.test)
+    )
+    assert held_out != test
+    _, tested = first
+    # The pre-training's quality is measured before, and decides nothing.
+    assert tested[:4] == [test, held_out, held_out, held_out]
+    assert set(tested[4:]) == {test}
+
+
+def test_a_finished_run_says_so(first, runs, capsys):
+    runs[1]("run")
+    assert "complete" in capsys.readouterr().out
+
+
+def test_pre_training_is_shared_and_says_how_good_it_is(first, runs, capsys):
+    before = sorted(runs[0].glob("generators/*/*"))
+    gan.run(DIGITS, runs[2])
+    said = capsys.readouterr().out
+    assert "classification accuracy score" in said
+    assert "Frechet distance" in said and "report.html" in said
+    assert sorted(runs[0].glob("generators/*/*")) == before
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"d2m.layers": "block0,block9"}, "'block9'.*block0"),
+        ({"d2m.ipcs": "1000"}, r"1000.*lower config\.d2m\.ipcs"),
+        ({"gan.attention": 20, "gan.width": 8}, r"gan\.attention.*0 or one"),
+        ({"d2m.classes": 11}, r"d2m\.classes.*0\.\.10"),
+        ({"d2m.generator": "no.npz"}, r"no generator.*no\.npz"),
+    ],
+)
+def test_what_only_the_data_can_tell(runs, fields, said):
+    folder, run, _ = runs
+    with pytest.raises(InputError, match=said):
+        run("refused", **fields)
+    assert not (folder / "refused").exists()
+
+
+def test_devices_share_the_work(runs, monkeypatch):
+    monkeypatch.setattr(parallel, "device_count", lambda: 4)
+    with pytest.raises(InputError, match=r"gan\.batch_size must be a multiple"):
+        runs[1]("refused")
+    with pytest.raises(InputError, match=r"gan\.batch_size must be a multiple"):
+        gan.run(DIGITS, runs[2])
+    with pytest.raises(InputError, match=r"d2m\.groups must be a multiple of"):
+        runs[1]("refused", **{"gan.batch_size": 12})
+
+
+def test_a_rate_that_explodes_stops_the_run(first, runs):
+    _, run, _ = runs
+    fields = {"d2m.rate": 1e30, "log.checkpoint_every": 1}
+    with pytest.raises(
+        InputError, match=r"update \d of d2m: .*lower d2m\.rate"
+    ):
+        run("exploded", **fields)
+
+
+def test_a_run_that_stops_early_keeps_nothing(first, runs):
+    folder, run, _ = runs
+    with pytest.raises(InputError, match="there is no checkpoint yet"):
+        run("early", **{"d2m.rate": 1e30, "log.checkpoint_every": 99})
+    assert not (folder / "early").exists()
+
+
+def test_a_given_generator_needs_no_pre_training(first, runs):
+    _, run, _ = runs
+    given = run(
+        "given",
+        **{"d2m.generator": str(first[0]), "d2m.networks": "random"},
+    )
+    ours = artifact.load_generator(given / "generator" / "pretrained.npz")
+    theirs = artifact.find_generator(first[0])
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    assert not (given / "pretraining").exists()
+
+
+def test_no_teachers_are_needed_for_random_networks(first, tmp_path, runs):
+    shared = Shared(tmp_path / "none", runs[2].data, runs[2].generators)
+    fields = {"d2m.generator": str(first[0]), "d2m.networks": "random"}
+    d2m.run(DIGITS.changed(fields), tmp_path / "run", shared)
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_generators_that_do_not_fit_are_refused(first, runs, tmp_path):
+    folder, run, _ = runs
+    given = {"d2m.generator": str(first[0])}
+    with pytest.raises(InputError, match="made for the classes"):
+        run("refused", **given, **{"data.classes": "1,2,3"})
+    with pytest.raises(InputError, match="was trained on other images"):
+        run("refused", **given, seed=1)
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(10), 4)
+    split = rng.integers(0, 256, (40, 16, 16, 1), dtype=np.uint8), labels
+    names = ("train_images", "train_labels", "test_images", "test_labels")
+    np.savez(tmp_path / "large.npz", **dict(zip(names, split * 2)))
+    large = {
+        "data.source": "npz",
+        "data.data_dir": str(tmp_path / "large.npz"),
+    }
+    with pytest.raises(InputError, match=r"\(8, 8, 1\).*\(16, 16, 1\)"):
+        run("refused", **given, **large)
+    # A folder of pre-training that is not what its name says.
+    (kept,) = (folder / "generators").iterdir()
+    path = kept / "generator.npz"
+    before = path.read_bytes()
+    other = first[0] / "generator" / "distilled.npz"
+    path.write_bytes(other.read_bytes())
+    try:
+        with pytest.raises(InputError, match=rf"{kept} .*another config"):
+            run("refused")
+    finally:
+        path.write_bytes(before)
+    assert not (folder / "refused").exists()
+
+
+def test_tested_again(first, task, capsys):
+    run, _ = first
+    d2m.test_again(DIGITS, task, d2m.load_sides(run))
+    said = capsys.readouterr().out.splitlines()
+    for row in ("stored/2/distilled", "stream/1/pretrained"):
+        mean = f"{100 * table_of(run)[row]['convnet']['mean']:.2f} %"
+        assert any(row in line and mean in line for line in said)
+
+
+# Generated images ------------------------------------------------------------
+
+
+def test_generate_makes_what_is_asked_for(first, tmp_path):
+    out = tmp_path / "made"
+    generate.run(first[0], out, ipc="3,1", seed=5, classes="7,2")
+    with np.load(out / "distilled.npz", allow_pickle=False) as file:
+        labels, images = file["labels"].argmax(-1), file["images"]
+        metadata = json.loads(str(file["metadata"]))
+        assert "preprocess/mean" in file.files
+    assert labels.tolist() == [7, 7, 7, 2]
+    assert images.shape == (4, 8, 8, 1)
+    assert 0 <= images.min() and images.max() <= 1
+    assert metadata["class_names"][7] == "7"
+    assert (out / "distilled.png").exists()
+    found = artifact.find_generator(first[0])
+    again = generate.images_of(found, np.array([7, 7, 7, 2]), 5)
+    np.testing.assert_array_equal(images, again)
+    for where, words in (
+        (out, "already"),
+        (first[0], "is a run"),
+    ):
+        with pytest.raises(InputError, match=words):
+            generate.run(first[0], where, ipc="1")
+    with pytest.raises(InputError, match="holds images"):
+        generate.run(out, tmp_path / "other", ipc="1")
+
+
+@pytest.mark.parametrize(
+    "how, said",
+    [
+        ({"ipc": "0"}, "--ipc.*at least 1"),
+        ({"ipc": "1", "classes": "7,eleven"}, r"'eleven'.*0\.\.9"),
+        ({"ipc": "1", "classes": "7,7"}, "twice"),
+        ({"ipc": "1,2,3"}, "10"),
+        ({"ipc": "1000000000"}, "GiB.*--ipc"),
+        ({"ipc": "1", "seed": -1}, "--seed"),
+    ],
+)
+def test_generate_refuses(first, tmp_path, how, said):
+    out = tmp_path / "refused"
+    with pytest.raises(InputError, match=said):
+        generate.run(first[0], out, **how)
+    assert not out.exists()
+
+
+def test_folders_without_a_generator(runs, first, tmp_path):
+    with pytest.raises(InputError, match="holds no generator"):
+        generate.run(runs[0] / "teachers", tmp_path / "out", ipc="1")
+    damaged = tmp_path / "generator.npz"
+    whole = (first[0] / "generator" / "distilled.npz").read_bytes()
+    damaged.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="damaged"):
+        generate.run(damaged, tmp_path / "out", ipc="1")

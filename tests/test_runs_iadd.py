@@ -1,0 +1,394 @@
+"""IADD from settings to results, in this process."""
+
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+from small import IADD
+
+from ddjax import artifact, evaluate, parallel, presets
+from ddjax.data import preprocess
+from ddjax.runs import iadd, prepare, scores
+from ddjax.runs.workdir import Shared
+from ddjax.settings import Settings
+from ddjax.types import InputError
+
+DIGITS = Settings.of({"data.source": "digits", "iadd.image_step": 10.0, **IADD})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "device_count", lambda: 1)
+        yield
+
+
+def shared_in(folder):
+    return Shared(*(folder / n for n in ("teachers", "data", "generators")))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder of runs, and how to make one in it."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def run(name, settings=DIGITS, **fields):
+        settings = settings.changed(fields)
+        iadd.run(settings, folder / name, shared_in(folder), "a command")
+        return folder / name
+
+    return folder, run
+
+
+@pytest.fixture(scope="module")
+def first(runs):
+    """A finished run, and every evaluation that was made for it."""
+    tested = []
+    real = evaluate.evaluate
+
+    def spy(key, sample_fn, test, module, **kwargs):
+        tested.append(np.array(test.images))
+        return real(key, sample_fn, test, module, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "evaluate", spy)
+        return runs[1]("run"), tested
+
+
+def images_of(run):
+    return artifact.load(run / "distilled.npz").images
+
+
+def rows_of(run):
+    text = (run / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_all_artefacts_are_there(first):
+    run, _ = first
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "distilled.npz",
+        "distilled.png",
+        "eval.json",
+        "report.html",
+    ):
+        assert (run / name).exists(), name
+    table = json.loads((run / "eval.json").read_text())
+    for row in (
+        "distilled",
+        "distilled_last",
+        "random_real",
+        "real_initial",
+        "full_data",
+        "best_of_looks",
+    ):
+        score = table[row]["convnet"]
+        assert len(score["accuracies"]) == 2
+        assert 0 <= score["mean"] <= 1
+    best = table["best_of_looks"]["convnet"]["mean"]
+    assert best >= table["distilled_last"]["convnet"]["mean"]
+    assert json.loads((run / "config.json").read_text())["command"] == (
+        "a command"
+    )
+
+
+def test_the_distilled_file_needs_numpy_alone(first):
+    run, _ = first
+    with np.load(run / "distilled.npz", allow_pickle=False) as file:
+        assert file["images"].shape == (10, 8, 8, 1)
+        assert file["images"].dtype == np.float32
+        np.testing.assert_allclose(file["labels"].sum(-1), 1)
+        metadata = json.loads(str(file["metadata"]))
+    assert metadata["class_names"] == [str(digit) for digit in range(10)]
+    assert metadata["config"]["iadd.ipc"] == 1
+
+
+def test_images_have_moved_and_importance_is_logged(first):
+    run, _ = first
+    with np.load(run / "initial.npz") as file:
+        assert np.abs(file["images"] - images_of(run)).max() > 1e-4
+    rows = rows_of(run)
+    weights = [row["importance"] for row in rows if "importance" in row]
+    assert weights[-1]["conv0.kernel"]["std"] > 0
+    steps = [row["step"] for row in rows if "loss" in row]
+    assert steps == [2, 4, 6, 8, 10, 12]
+
+
+def test_states_are_selected_without_the_test_images(first, runs):
+    """Looks are scored on held-out images alone, and the best one counts."""
+    run, tested = first
+    folder, _ = runs
+    splits, _ = prepare.load(DIGITS.data, 0, folder / "data")
+    assert len(splits.held_out.labels) != len(splits.test.labels)
+    looks = [images for images in tested[:3]]  # at 0, 6 and 12 updates
+    for images in looks:
+        np.testing.assert_array_equal(images, splits.held_out.images)
+    for images in tested[3:]:
+        np.testing.assert_array_equal(images, splits.test.images)
+    held_out = {
+        row["step"]: row["held_out_accuracy"]
+        for row in rows_of(run)
+        if "held_out_accuracy" in row
+    }
+    assert sorted(held_out) == [0, 6, 12]
+    selected = artifact.load(run / "distilled.npz").metadata["selected_step"]
+    assert selected == (6 if held_out[6] >= held_out[12] else 12)
+
+
+def test_selection(tmp_path):
+    lines = [
+        {"step": 0, "held_out_accuracy": 0.9, "held_out_balanced_accuracy": 1},
+        {"step": 1, "loss": 3.0},
+        {"step": 2, "held_out_accuracy": 0.5, "held_out_balanced_accuracy": 0},
+        {"step": 4, "held_out_accuracy": 0.7, "held_out_balanced_accuracy": 0},
+        {"step": 6, "held_out_accuracy": 0.7, "held_out_balanced_accuracy": 1},
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert scores.select(tmp_path, "accuracy") == (4, [2, 4, 6])
+    assert scores.select(tmp_path, "balanced_accuracy") == (6, [2, 4, 6])
+    path.write_text(json.dumps(lines[0]) + "\n")
+    with pytest.raises(InputError, match="has lost its lines"):
+        scores.select(tmp_path, "accuracy")
+
+
+def test_preprocessing_is_fitted_on_the_training_images(first, runs):
+    run, _ = first
+    splits, _ = prepare.load(DIGITS.data, 0, runs[0] / "data")
+    found = artifact.load(run / "distilled.npz").preprocessing
+    pixels = splits.train.images / 255
+    np.testing.assert_allclose(found.mean, pixels.mean(), rtol=1e-5)
+    np.testing.assert_allclose(found.std, pixels.std(), rtol=1e-5)
+    # Told apart from fits on what it must not see.
+    for part in (splits.test, splits.held_out):
+        other = preprocess.fit_standardise(part.images)
+        assert abs(other.mean - found.mean) > 1e-4
+
+
+def test_the_same_settings_elsewhere_give_the_same_bytes(first, runs):
+    again = runs[1]("again")
+    assert images_of(again).tobytes() == images_of(first[0]).tobytes()
+
+
+def test_a_finished_run_says_so(first, runs, capsys):
+    before = (first[0] / "report.html").stat().st_mtime_ns
+    runs[1]("run")
+    assert "complete" in capsys.readouterr().out
+    assert (first[0] / "report.html").stat().st_mtime_ns == before
+
+
+def test_other_settings_are_refused_and_the_run_is_kept(first, runs):
+    before = (first[0] / "distilled.npz").read_bytes()
+    with pytest.raises(InputError, match=r"iadd\.ipc.*--workdir"):
+        runs[1]("run", **{"iadd.ipc": 2})
+    assert (first[0] / "distilled.npz").read_bytes() == before
+
+
+def test_tested_again(first, runs, capsys):
+    """The networks of eval.json, up to the rounding of stored pixels."""
+    table = json.loads((first[0] / "eval.json").read_text())
+    task = prepare.task(DIGITS.data, DIGITS.model, 0, runs[0] / "data")
+    found = artifact.load(first[0] / "distilled.npz")
+    iadd.test_again(DIGITS, task, found)
+    mean = 100 * table["distilled"]["convnet"]["mean"]
+    again = float(capsys.readouterr().out.split()[1])
+    assert again == pytest.approx(mean, abs=1)
+    small = found._replace(images=found.images[:, :4])
+    with pytest.raises(InputError, match=r"\(4, 8, 1\).*\(8, 8, 1\)"):
+        iadd.test_again(DIGITS, task, small)
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"iadd.ipc": 1000}, "class 0 has .* fewer than the 1000"),
+        ({"data.source": "cifar11"}, "'cifar11'.*digits"),
+        ({"model.depth": 9}, "depth"),
+    ],
+)
+def test_what_only_the_data_can_tell(runs, fields, said):
+    folder, run = runs
+    with pytest.raises(InputError, match=said):
+        run("refused", **fields)
+    assert not (folder / "refused").exists()
+
+
+def test_segments_are_shared_by_the_devices(runs, monkeypatch):
+    monkeypatch.setattr(parallel, "device_count", lambda: 4)
+    with pytest.raises(InputError, match="a multiple of the 4 devices, not 1"):
+        runs[1]("refused")
+
+
+def test_a_damaged_teacher_is_named(first, runs):
+    folder, run = runs
+    path = next(folder.glob("teachers/*/teacher_0001.npy"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    try:
+        with pytest.raises(InputError, match=rf"{path} is .*damaged"):
+            run("damaged")
+        assert path.stat().st_size == len(whole) - 100
+    finally:
+        path.write_bytes(whole)
+    assert not (folder / "damaged").exists()
+
+
+def test_what_leaves_its_bounds_stops_and_frees_the_folder(runs):
+    """The command that the message recommends is taken in the same folder."""
+    folder, run = runs
+    with pytest.raises(InputError, match=r"learning rate .* leaves its bounds"):
+        run("diverged", **{"iadd.learning_rate_step": 10.0})
+    assert not (folder / "diverged").exists()
+    with pytest.raises(InputError, match="there is no checkpoint yet"):
+        run("diverged", **{"iadd.image_step": 1e30})
+    assert not (folder / "diverged").exists()
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(runs):
+    """The first update sends the images so far that the second overflows."""
+    folder, run = runs
+    fields = {"iadd.image_step": 1e30, "log.checkpoint_every": 1}
+    with pytest.raises(InputError, match=r"update 2.*iadd\.image_step.*kept"):
+        run("exploded", **fields)
+    assert list((folder / "exploded" / "checkpoints").glob("[0-9]*"))
+    with pytest.raises(InputError, match="holds a run of another config"):
+        run("exploded")
+
+
+def test_a_full_disk_is_told(runs, monkeypatch):
+    """Every file has to pass through fsync; the disk says no there."""
+
+    def fsync(fd):
+        raise OSError(errno.ENOSPC, "No space left on device", "disk")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        runs[1]("full")
+    assert not (runs[0] / "full").exists()
+
+
+# A folder of the user's own ---------------------------------------------------
+
+OWN = {
+    "data.size": 8,
+    "data.preprocess": "zca",
+    "data.unreadable_share": 0.1,
+    "iadd.image_step": 1.0,
+    "teacher.batch_size": 16,
+    "evaluate.metric": "balanced_accuracy",
+}
+
+
+@pytest.fixture(scope="module")
+def own(runs):
+    """Bright bars and dark ones, 24 and 16, and a file that is broken."""
+    folder, run = runs
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("bright", "dark")):
+        (folder / "set" / name).mkdir(parents=True)
+        for i in range(24 - 8 * label):
+            pixels = rng.integers(0, 90, (10 + i % 3, 12), dtype=np.uint8)
+            pixels[2:-2, 3:6] = 250 - 200 * label
+            path = folder / "set" / name / f"{i:02}.png"
+            Image.fromarray(pixels).convert("P" if i % 2 else "L").save(path)
+    (folder / "set" / "dark" / "cut.png").write_bytes(b"no picture")
+    (folder / "set" / "notes.txt").write_text("not an image")
+    settings = Settings.of(presets.own(str(folder / "set"), 1) | IADD | OWN)
+
+    def run_own(name, **fields):
+        return run(name, settings, **fields)
+
+    return folder, run_own, settings
+
+
+def test_own_folder_from_files_to_report(own, capsys):
+    _, run_own, _ = own
+    run = run_own("own")
+    said = capsys.readouterr()
+    assert "1 image cannot be read and is left out" in said.out + said.err
+    assert "cut.png" in said.out + said.err
+    table = json.loads((run / "eval.json").read_text())
+    score = table["full_data"]["convnet"]
+    assert len(score["recall"]) == 2
+    np.testing.assert_allclose(
+        np.mean(score["recall"]), score["balanced_accuracy"]["mean"]
+    )
+    with np.load(run / "distilled.npz") as file:
+        metadata = json.loads(str(file["metadata"]))
+        images, matrix = file["images"], file["preprocess/matrix"]
+        inputs = (images - file["preprocess/mean"]).reshape(2, -1) @ matrix
+    assert metadata["class_names"] == ["bright", "dark"]
+    assert images.shape == (2, 8, 8, 3) and matrix.shape == (192, 192)
+    assert inputs.shape == (2, 192)
+    # Whitened and back, the real images they started from are uint8 again.
+    with np.load(run / "initial.npz") as file:
+        levels = 255 * file["images"]
+    np.testing.assert_allclose(levels, np.rint(levels), atol=0.01)
+    assert levels.min() >= -0.01 and 200 < levels.max() < 255.01
+    report = (run / "report.html").read_text()
+    assert "bright" in report and "alanced accuracy" in report
+
+
+def test_own_folder_is_decoded_once_and_shown(own, capsys):
+    folder, _, settings = own
+    prepare.write_page(settings.data, 0, folder / "data", folder / "page")
+    assert "2 classes of 8 x 8 x 3 images" in capsys.readouterr().out
+    page = (folder / "page" / "data.html").read_text()
+    assert "cut.png" in page and "dark" in page
+    prepared = [p for p in (folder / "data").iterdir() if p.is_dir()]
+    assert len(prepared) == 1
+
+
+def test_from_disk_the_run_is_the_same(own):
+    folder, run_own, _ = own
+    disk = run_own("disk", **{"data.in_memory_gb": 0.0})
+    np.testing.assert_allclose(
+        images_of(disk), images_of(folder / "own"), atol=1e-5
+    )
+    tables = [
+        json.loads((run / "eval.json").read_text())
+        for run in (folder / "own", disk)
+    ]
+    for row in tables[0]:
+        np.testing.assert_allclose(
+            tables[0][row]["convnet"]["accuracies"],
+            tables[1][row]["convnet"]["accuracies"],
+        )
+
+
+def test_a_run_on_a_folder_that_changed(own):
+    folder, run_own, _ = own
+    fields = {"iadd.image_step": 1e20, "log.checkpoint_every": 1}
+    with pytest.raises(InputError, match="update"):
+        run_own("changed", **fields)
+    added = folder / "set" / "bright" / "99.png"
+    Image.fromarray(np.full((9, 9), 240, np.uint8)).save(added)
+    try:
+        with pytest.raises(InputError, match="other images"):
+            run_own("changed", **fields)
+        with pytest.raises(InputError, match="other images"):
+            run_own("own")
+    finally:
+        added.unlink()
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"data.data_dir": "no/where"}, "no/where"),
+        ({"data.unreadable_share": 0.0}, r"cut\.png.*unreadable_share"),
+        ({"data.size": 0}, r"different sizes.*config\.data\.size"),
+        ({"iadd.ipc": 99}, r"lower config\.iadd\.ipc"),
+    ],
+)
+def test_own_folder_refusals(own, changes, said):
+    folder, run_own, _ = own
+    with pytest.raises(InputError, match=said):
+        run_own("refused", **changes)
+    assert not (folder / "refused").exists()
