@@ -12,11 +12,13 @@ MTT (Cazenavette et al., CVPR 2022). BUILD_NOTES.md lists what is our choice.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
@@ -35,6 +37,7 @@ __all__ = [
     "distilled",
     "init_state",
     "make_optimizer",
+    "scaled",
     "unroll_student",
     "update",
 ]
@@ -63,7 +66,9 @@ class IaddState:
       key: one typed key; ``fold_in(key, step)`` feeds each update.
       images: [n h w c] network input.
       labels: [n k]; logits where labels are learned.
-      learning_rate: float32 scalar.
+      learning_rate: float32 scalar; its logarithm under Adam.
+      scale: float32 scalar, of the steps of images and learning rate that the
+        run takes, 1 until it has left its bounds and gone back; see ``scaled``.
       importance: raw weights from ``importance.init``, or None.
       opt_state: of ``make_optimizer``.
     """
@@ -73,6 +78,7 @@ class IaddState:
     images: Any
     labels: Any
     learning_rate: Any
+    scale: Any
     importance: Any
     opt_state: Any
 
@@ -80,20 +86,94 @@ class IaddState:
 _SMOOTHING = 0.1  # of the one-hot labels that learned logits start from
 
 
+class RunningNorm(NamedTuple):
+    """State of ``clip_to_running_norm``.
+
+    Attributes:
+      norm: float32 scalar, average of the norms so far; 0 before the first.
+    """
+
+    norm: Any
+
+
+def clip_to_running_norm(
+    factor: float, decay: float = 0.9
+) -> optax.GradientTransformation:
+    """Shortens a gradient that is far longer than those before it.
+
+    After RaT-BPTT (Feng et al., ICLR 2024), there with a factor of 2. The
+    average takes the shortened norm in, so that one outlier moves it little.
+
+    Args:
+      factor: of the average, beyond which a gradient is shortened to it; 0
+        leaves all as they are.
+      decay: of the average.
+    """
+    if not factor:
+        return optax.identity()
+
+    def init(params):
+        del params
+        return RunningNorm(jnp.zeros((), jnp.float32))
+
+    def update(updates, state, params=None):
+        del params
+        norm = optax.tree.norm(updates)
+        most = jnp.where(state.norm > 0, factor * state.norm, norm)
+        short = jnp.minimum(norm, most)
+        scale = short / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny)
+        average = decay * state.norm + (1 - decay) * short
+        return (
+            jax.tree.map(lambda leaf: leaf * scale, updates),
+            RunningNorm(jnp.where(state.norm > 0, average, short)),
+        )
+
+    return optax.GradientTransformation(init, update)
+
+
+def scaled(settings: Iadd, scale: float) -> Iadd:
+    """Settings with all steps of images and learning rate times ``scale``.
+
+    Apart from ``update``, so that a factor of 1 rounds nothing.
+    """
+    if scale == 1:
+        return settings
+    steps = ("image_step", "learning_rate_step", "image_rate", "alpha_rate")
+    return dataclasses.replace(
+        settings, **{step: scale * getattr(settings, step) for step in steps}
+    )
+
+
 def make_optimizer(settings: Iadd) -> optax.GradientTransformation:
     """One optimiser per field of the state, in one place.
 
-    SGD with momentum on images and learning rate, as MTT; Adam on raw
-    importance weights, which have no natural scale; SGD on label logits.
+    On images and learning rate SGD with momentum, as MTT, or Adam, whose steps
+    do not depend on the scale of the loss: on images after outliers are
+    clipped, on the learning rate in its logarithm. Adam on raw importance
+    weights, which have no natural scale; SGD on label logits.
     """
     sgd = optax.sgd
     ascend = settings.importance.direction == "ascend"
+    if settings.optimizer == "adam":
+
+        def adam(rate):
+            return optax.adam(
+                optax.cosine_decay_schedule(
+                    rate, settings.iterations, settings.final_rate
+                )
+            )
+
+        images = optax.chain(
+            clip_to_running_norm(settings.clip), adam(settings.image_rate)
+        )
+        learning_rate = adam(settings.alpha_rate)
+    else:
+        images = sgd(settings.image_step, settings.momentum)
+        learning_rate = sgd(settings.learning_rate_step, settings.momentum)
     return optax.partition(
         {
-            "images": sgd(settings.image_step, settings.momentum),
-            "learning_rate": sgd(
-                settings.learning_rate_step, settings.momentum
-            ),
+            "images": images,
+            "learning_rate": learning_rate,
             "labels": sgd(settings.label_step, settings.momentum)
             if settings.label_step
             else optax.set_to_zero(),
@@ -151,7 +231,13 @@ def init_state(
         key=key,
         images=jnp.asarray(initial.images, jnp.float32),
         labels=labels,
-        learning_rate=jnp.asarray(initial.learning_rate, jnp.float32),
+        learning_rate=jnp.asarray(
+            np.log(initial.learning_rate)
+            if settings.optimizer == "adam"
+            else initial.learning_rate,
+            jnp.float32,
+        ),
+        scale=jnp.ones((), jnp.float32),
         importance=importance_lib.init(settings.importance, params),
         opt_state=None,
     )
@@ -169,7 +255,10 @@ def _distilled(variables: dict[str, Any], settings: Iadd) -> Distilled:
     labels = variables["labels"]
     if settings.label_step:
         labels = jax.nn.softmax(labels)
-    return Distilled(variables["images"], labels, variables["learning_rate"])
+    rate = variables["learning_rate"]
+    if settings.optimizer == "adam":
+        rate = jnp.exp(rate)
+    return Distilled(variables["images"], labels, rate)
 
 
 def unroll_student(
@@ -289,7 +378,7 @@ def update(
         grads, state.opt_state, variables
     )
     after = optax.apply_updates(variables, updates)
-    metrics["learning_rate"] = after["learning_rate"]
+    metrics["learning_rate"] = _distilled(after, settings).learning_rate
     metrics["image_gradient_norm"] = optax.tree.norm(grads["images"])
     return state.replace(
         step=state.step + 1,

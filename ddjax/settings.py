@@ -79,6 +79,10 @@ def _decay(value: int | float) -> str | None:
     return None if 0 <= value < 1 else "must lie in 0..1 and below 1"
 
 
+def _part_of_one(value: int | float) -> str | None:
+    return None if 0 < value <= 1 else "must lie above 0 and up to 1"
+
+
 def _one_of(*choices: Any) -> Check:
     *most, last = map(str, choices)
     return lambda value: (
@@ -339,6 +343,24 @@ class Iadd(_Part):
         1, "segments per update, spread over the devices", _at_least(1)
     )
     augment: str = _augmentation()
+    optimizer: str = _field(
+        "sgd",
+        "of images and alpha: sgd (MTT's) or adam, which needs no tuning",
+        _one_of("sgd", "adam"),
+    )
+    image_rate: float = _field(
+        0.1, "of Adam on images, in standard deviations of the input", _positive
+    )
+    alpha_rate: float = _field(0.05, "of Adam on log alpha", _not_negative)
+    final_rate: float = _field(
+        1.0, "share of both that is left at the end, by a cosine", _part_of_one
+    )
+    clip: float = _field(
+        0.0,
+        "gradients of images beyond so many times their running norm are "
+        "shortened to it; 0: none; with adam",
+        _not_negative,
+    )
     image_step: float = _field(100.0, "rate of the outer SGD on images")
     momentum: float = _field(0.5, "of the outer SGD", _decay)
     learning_rate: float = _field(0.01, "alpha_0, the student's first rate")

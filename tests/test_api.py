@@ -98,7 +98,9 @@ def test_runs_show_themselves(run, folder):
     picture = run.show()
     assert picture.width > 100 and picture.mode == "RGB"
     html = run._repr_html_()
-    assert "<img src=" in html and "distilled" in html
+    assert "<img src=" in html
+    assert "Distilled images, state selected on held-out images" in html
+    assert "biased: chosen on the test set" in html
     assert str(run.path / "report.html") in html
     assert repr(run) == (
         f"<ddjax run '{run.path}': 2 images of 8 x 8 x 1, 2 classes>"

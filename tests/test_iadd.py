@@ -476,6 +476,120 @@ def test_displacement_of_a_parameter_that_stays():
 # --- Refusals ----------------------------------------------------------------
 
 
+# Adam ------------------------------------------------------------------------
+
+ADAM = replace(
+    PLAIN, optimizer="adam", image_rate=0.02, alpha_rate=0.05, iterations=10
+)
+
+
+def after_one(settings):
+    state, row = update(
+        begin(settings, LINEAR),
+        segments(2, LINEAR),
+        settings=settings,
+        network=LINEAR,
+    )
+    return iadd.distilled(state, settings), row
+
+
+def test_adam_steps_by_its_rates_whatever_the_gradient():
+    """The first step of Adam is its rate against the sign of the gradient, on
+    images as they are and on alpha in its logarithm."""
+    before = iadd.distilled(begin(PLAIN, LINEAR), PLAIN)
+    moved, _ = after_one(
+        replace(PLAIN, image_step=1.0, learning_rate_step=1.0, momentum=0.0)
+    )
+    gradient = np.asarray(before.images - moved.images)
+    assert (np.abs(gradient) > 1e-5).all()
+    found, row = after_one(ADAM)
+    np.testing.assert_allclose(
+        found.images - before.images,
+        -ADAM.image_rate * np.sign(gradient),
+        rtol=1e-3,
+    )
+    sign = np.sign(before.learning_rate - moved.learning_rate)
+    expected = float(before.learning_rate) * np.exp(-ADAM.alpha_rate * sign)
+    np.testing.assert_allclose(found.learning_rate, expected, rtol=1e-5)
+    np.testing.assert_allclose(row["learning_rate"], expected, rtol=1e-5)
+
+
+def test_alpha_stays_positive_under_adam():
+    settings = replace(ADAM, alpha_rate=3.0)
+    state, rates = begin(settings, LINEAR), []
+    for _ in range(4):
+        state, row = update(
+            state, segments(2, LINEAR), settings=settings, network=LINEAR
+        )
+        rates.append(float(row["learning_rate"]))
+    assert all(0 < rate < np.inf for rate in rates)
+    assert np.abs(np.diff(np.log([0.3, *rates]))).max() > 1
+
+
+def test_rates_fall_along_a_cosine():
+    settings = replace(ADAM, final_rate=0.1)
+    optimizer = iadd.make_optimizer(settings)
+    variables = {
+        "images": jnp.zeros(3),
+        "labels": jnp.zeros(3),
+        "learning_rate": jnp.zeros(()),
+        "importance": None,
+    }
+    ones = jax.tree.map(jnp.ones_like, variables)
+    state, moved = optimizer.init(variables), []
+    for _ in range(12):
+        step, state = optimizer.update(ones, state, variables)
+        moved.append([-float(step["images"][0]), -float(step["learning_rate"])])
+    share = 0.1 + 0.45 * (
+        1 + np.cos(np.pi * np.minimum(np.arange(12), 10) / 10)
+    )
+    np.testing.assert_allclose(
+        moved, share[:, None] * [[0.02, 0.05]], rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize("settings", [PLAIN, ADAM])
+def test_half_the_scale_is_half_the_step(settings):
+    before = iadd.distilled(begin(settings, LINEAR), settings)
+    whole, _ = after_one(settings)
+    half, _ = after_one(iadd.scaled(settings, 0.5))
+    np.testing.assert_allclose(
+        half.images - before.images,
+        0.5 * (whole.images - before.images),
+        rtol=1e-4,
+        atol=1e-7,
+    )
+    change = np.log if settings.optimizer == "adam" else np.asarray
+    np.testing.assert_allclose(
+        change(half.learning_rate) - change(before.learning_rate),
+        0.5 * (change(whole.learning_rate) - change(before.learning_rate)),
+        rtol=1e-3,
+    )
+    assert iadd.scaled(settings, 1.0) is settings
+
+
+def test_outlier_gradients_are_shortened():
+    clip = iadd.clip_to_running_norm(2.0, decay=0.5)
+    state, found = clip.init(None), []
+    for size in (1.0, 1.0, 100.0, 3.0, 0.1):
+        step, state = clip.update({"a": jnp.array([0.6, 0.8]) * size}, state)
+        found.append(float(jnp.linalg.norm(step["a"])))
+    # The average is 1, 1, then 1.5 after the shortened 2; 3 is not beyond.
+    np.testing.assert_allclose(found, [1, 1, 2, 3, 0.1], rtol=1e-6)
+    plain = iadd.clip_to_running_norm(0.0)
+    step, _ = plain.update({"a": jnp.array([1e9])}, plain.init(None))
+    assert float(step["a"][0]) == 1e9
+
+
+def test_images_start_where_they_are_under_adam():
+    """What is stored of alpha is its logarithm, what is given is alpha."""
+    state = begin(ADAM)
+    assert float(state.learning_rate) == pytest.approx(np.log(0.3))
+    assert float(iadd.distilled(state, ADAM).learning_rate) == pytest.approx(
+        0.3
+    )
+
+
 def test_a_step_takes_all_images_where_they_are_fewer():
     for batch_size, taken in ((0, EXAMPLES), (4, 4), (99, EXAMPLES)):
         assert replace(PLAIN, batch_size=batch_size).batch_of(EXAMPLES) == taken

@@ -250,6 +250,15 @@ def test_what_leaves_its_bounds_stops_and_frees_the_folder(runs):
     assert not (folder / "diverged").exists()
 
 
+def test_a_run_that_leaves_its_bounds_goes_on_with_smaller_steps(runs, capsys):
+    run = runs[1]("mended", **{"iadd.learning_rate_step": 1e-3})
+    said = capsys.readouterr().out
+    assert "leaves its bounds" in said and "Going back to update" in said
+    assert "left their bounds on the way" in (run / "report.html").read_text()
+    rates = [row["learning_rate"] for row in rows_of(run) if "loss" in row]
+    assert all(1e-6 <= rate <= 1 for rate in rates)
+
+
 def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(runs):
     """The first update sends the images so far that the second overflows."""
     folder, run = runs
@@ -345,6 +354,20 @@ def test_own_folder_is_decoded_once_and_shown(own, capsys):
     assert len(prepared) == 1
 
 
+def test_adams_rate_is_in_units_of_the_input(own):
+    """An own folder goes by Adam, however its images are preprocessed."""
+    folder, _, settings = own
+    assert settings.iadd.optimizer == "adam"
+    task = prepare.task(settings.data, settings.model, 0, folder / "data")
+    inputs = preprocess.apply(task.preprocessing, task.splits.train.images)
+    assert task.input_spread() == pytest.approx(float(inputs.std()), rel=1e-5)
+    assert task.input_spread() < 0.9  # whitened
+    part = iadd.in_input_units(settings.iadd, task)
+    assert part.image_rate == pytest.approx(0.1 * task.input_spread())
+    sgd = settings.changed({"iadd.optimizer": "sgd"}).iadd
+    assert iadd.in_input_units(sgd, task) is sgd
+
+
 def test_from_disk_the_run_is_the_same(own):
     folder, run_own, _ = own
     disk = run_own("disk", **{"data.in_memory_gb": 0.0})
@@ -364,7 +387,11 @@ def test_from_disk_the_run_is_the_same(own):
 
 def test_a_run_on_a_folder_that_changed(own):
     folder, run_own, _ = own
-    fields = {"iadd.image_step": 1e20, "log.checkpoint_every": 1}
+    fields = {
+        "iadd.optimizer": "sgd",
+        "iadd.image_step": 1e20,
+        "log.checkpoint_every": 1,
+    }
     with pytest.raises(InputError, match="update"):
         run_own("changed", **fields)
     added = folder / "set" / "bright" / "99.png"

@@ -113,6 +113,76 @@ def test_the_guard_stops_and_the_checkpoint_stays(tmp_path):
         run(update=update)
 
 
+def stepping(state, value):
+    """Leaves the numbers at update 5 unless the step is small enough."""
+    broken = value == 4 and float(state["scale"]) > 0.3
+    total = state["sum"] + state["scale"] * (np.nan if broken else value)
+    return state | {"sum": total}, {"loss": total}
+
+
+def halved(state):
+    if float(state["scale"]) <= 0.25:
+        return None
+    return state | {"scale": state["scale"] / 2}
+
+
+def scaled(folder, stop=None, **changes):
+    drawn = []
+
+    def draw(step):
+        if step == stop:
+            raise KeyboardInterrupt
+        drawn.append(step)
+        return step
+
+    arguments = {
+        "name": "sums",
+        "last": 8,
+        "draw": draw,
+        "update": stepping,
+        "guard": loop.finite("mend it"),
+        "folder": folder,
+        "log": LOG,
+        "recover": halved,
+    }
+    state = {"sum": jnp.zeros(()), "scale": jnp.ones(())}
+    try:
+        return loop.run(state, **(arguments | changes)), drawn
+    except KeyboardInterrupt:
+        return None, drawn
+
+
+def test_a_run_goes_back_and_takes_smaller_steps(tmp_path, capsys):
+    """From the checkpoint of update 3, twice: a half is not small enough."""
+    state, drawn = scaled(tmp_path)
+    assert drawn == [0, 1, 2, 3, 4, 3, 4, 3, 4, 5, 6, 7]
+    # 0 + 1 + 2 in whole steps, then quarters.
+    assert float(state["sum"]) == 3 + (3 + 4 + 5 + 6 + 7) / 4
+    said = capsys.readouterr().out
+    assert "Going back to update 3, with smaller steps" in said
+    rows = lines(tmp_path)
+    assert [row["step"] for row in rows] == [2, 4, 4, 6, 8]
+    assert rows[1] == {"step": 4, "mended": "the loss is nan; mend it"}
+
+
+@pytest.mark.parametrize("stop", [5, 7])
+def test_a_mended_run_that_is_stopped_ends_the_same(tmp_path, stop):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    expected, _ = scaled(whole)
+    scaled(stopped, stop=stop)
+    again, _ = scaled(stopped)
+    assert float(again["sum"]) == float(expected["sum"])
+    assert lines(stopped) == lines(whole)
+
+
+def test_mending_has_an_end(tmp_path):
+    def broken(state, value):
+        return state, {"loss": np.nan}
+
+    with pytest.raises(InputError, match="update 1 of sums: the loss is nan"):
+        scaled(tmp_path, update=broken)
+
+
 def test_looks_are_spread_evenly_and_the_last_is_one():
     assert loop.look_steps(5, 400) == [80, 160, 240, 320, 400]
     assert loop.look_steps(3, 2) == [1, 2]

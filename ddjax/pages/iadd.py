@@ -117,6 +117,9 @@ def write_page(workdir: Path) -> Path:
         pictures=_pictures(workdir, data, metadata),
         results=_results(rows),
         recall=scores.recall(rows, metadata, _RECALLS),
+        mended="; ".join(
+            str(record["mended"]) for record in records if "mended" in record
+        ),
         curves=curves
         + figures.held_out(records, selected=selected, metric=metric),
         weights=layers.importance_curves(records),
@@ -125,6 +128,16 @@ def write_page(workdir: Path) -> Path:
         files=artefacts.file_rows(workdir, _FILES),
         **artefacts.config_values(config),
     )
+
+
+def label_of(row: str, result: Mapping[str, Any]) -> str:
+    """What a row of eval.json is called; one of another method, as it is."""
+    if row != _BIASED:
+        return _ROWS.get(row, row)
+    label = f"Highest test mean of {result.get('looks') or 'all'} looks"
+    if result.get("step") is not None:
+        label += f", at step {result['step']}"
+    return f"{label} (biased: chosen on the test set)"
 
 
 def _part(arrays: Mapping[str, np.ndarray], prefix: str):
@@ -181,14 +194,9 @@ def _results(rows: Mapping[str, scores.Results]) -> dict[str, Any]:
     known = [*_ROWS, *(row for row in rows if row not in _ROWS)]
     for row in sorted(known, key=_BIASED.__eq__):
         for network, result in rows.get(row, {}).items():
-            label = _ROWS.get(row, row)
+            label = label_of(row, result)
             if row == _BIASED:
                 biased.append(len(table))
-                label = f"Highest test mean of {result.get('looks') or 'all'} "
-                label += "looks"
-                if result.get("step") is not None:
-                    label += f", at step {result['step']}"
-                label += " (biased: chosen on the test set)"
             count, std = len(result.get("accuracies", ())), result.get("std")
             points = f"{100 * std:.1f}" if std is not None and count > 1 else ""
             cells = [label, network, page.score(result)]

@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image
 
+from ddjax.pages.iadd import label_of
 from ddjax.pages.page import ENVIRONMENT, image
 
 
@@ -27,7 +28,7 @@ def fragment(
       report: the run's page, or None.
     """
     rows = [
-        (row, network, result)
+        (label_of(row, result), network, result)
         for row, results in scores.items()
         for network, result in results.items()
     ]

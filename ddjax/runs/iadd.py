@@ -116,12 +116,21 @@ def distil(
     Returns:
       The last state.
     """
-    part, last = settings.iadd, settings.iadd.iterations
+    part, last = in_input_units(settings.iadd, task), settings.iadd.iterations
     key = jax.random.key(settings.seed)
     segment_key = jax.random.fold_in(key, _SEGMENTS)
-    update = functools.partial(
-        iadd.update, apply_fn=training.apply_fn_of(task.module), settings=part
-    )
+    apply_fn = training.apply_fn_of(task.module)
+
+    @functools.cache
+    def update_at(scale):
+        return parallel.over_devices(
+            functools.partial(
+                iadd.update,
+                apply_fn=apply_fn,
+                settings=iadd.scaled(part, scale),
+            )
+        )
+
     (folder / "looks").mkdir(exist_ok=True)
     return loop.run(
         iadd.init_state(
@@ -137,12 +146,34 @@ def distil(
         draw=lambda step: parallel.shard(
             draw_segments(part, store, jax.random.fold_in(segment_key, step))
         ),
-        update=parallel.over_devices(update),
-        guard=functools.partial(_guard, part),
+        update=lambda state, segments: update_at(float(state.scale))(
+            state, segments
+        ),
+        guard=functools.partial(guard, part),
         detail=functools.partial(_detail, part),
         looks={0, *loop.look_steps(settings.evaluate.looks, last)},
         look=functools.partial(look, settings, folder, task),
         place=parallel.replicate,
+        recover=halved,
+    )
+
+
+_LEAST_SCALE = 1 / 8
+
+
+def halved(state: iadd.IaddState) -> iadd.IaddState | None:
+    """The same with half the steps; None after three times."""
+    if float(state.scale) <= _LEAST_SCALE:
+        return None
+    return state.replace(scale=state.scale / 2)
+
+
+def in_input_units(part: Iadd, task: prepare.Task) -> Iadd:
+    """With Adam's rate on images in the units of the network's input."""
+    if part.optimizer != "adam":
+        return part
+    return dataclasses.replace(
+        part, image_rate=part.image_rate * task.input_spread()
     )
 
 
@@ -159,19 +190,23 @@ def draw_segments(part: Iadd, store: Any, key: jax.Array) -> Segment:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
 
 
-def _guard(part: Iadd, row: dict[str, float]) -> str | None:
+_IMAGE_STEP = {"sgd": "image_step", "adam": "image_rate"}
+_ALPHA_STEP = {"sgd": "learning_rate_step", "adam": "alpha_rate"}
+
+
+def guard(part: Iadd, row: dict[str, float]) -> str | None:
     """Figures that are finite, and a learning rate within its bounds."""
     rate, (low, high) = row["learning_rate"], part.learning_rate_bounds
     found = loop.finite(
-        f"the learning rate was {rate:.3g}: lower iadd.image_step or "
-        "iadd.learning_rate"
+        f"the learning rate was {rate:.3g}: lower "
+        f"iadd.{_IMAGE_STEP[part.optimizer]} or iadd.learning_rate"
     )(row)
     if found or low <= rate <= high:
         return found
     widen = "" if rate < low else " or widen iadd.learning_rate_bounds"
     return (
         f"the learning rate {rate:.3g} leaves its bounds {low} .. {high}; "
-        f"lower iadd.learning_rate_step tenfold{widen}"
+        f"lower iadd.{_ALPHA_STEP[part.optimizer]} tenfold{widen}"
     )
 
 

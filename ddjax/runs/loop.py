@@ -75,6 +75,7 @@ def run(
     looks: Collection[int] = (),
     look: Callable[[State, int], Row | None] = lambda state, step: None,
     place: Callable[[State], State] = lambda state: state,
+    recover: Callable[[State], State | None] = lambda state: None,
     unit: str = "update",
     bar: tqdm | None = None,
     ticks: int = 1,
@@ -97,6 +98,10 @@ def run(
         the first.
       look: (state, updates so far) -> what to write into metrics.jsonl.
       place: puts a state where ``update`` wants it.
+      recover: what to go on with from the last good state, which is that of
+        the last checkpoint or of the beginning, after the guard has found
+        something; None: the run stops. It has to remember in the state how
+        often, so that a resumed run does the same.
       unit: what an update is called.
       bar: shared with other runs; one of its own by default.
       ticks: of that bar, for each update.
@@ -117,6 +122,7 @@ def run(
         # Before the first checkpoint nothing is kept, not even a look.
         written = metrics.Metrics(folder / "metrics.jsonl", step or -1)
     state = place(state)
+    good, good_step = state, step
 
     def look_at(step):
         row = look(state, step) if step in looks else None
@@ -136,6 +142,20 @@ def run(
             row = {metric: float(value) for metric, value in row.items()}
             spent += time.perf_counter() - begin
             cause = guard(row)
+            mended = recover(good) if cause else None
+            if mended is not None:
+                print(
+                    f"{name}: {unit} {step + 1}: {cause}. Going back to "
+                    f"{unit} {good_step}, with smaller steps from there"
+                )
+                state = good = place(mended)
+                bar.update(ticks * (good_step - step))
+                step, spent, since = good_step, 0.0, good_step
+                if written:
+                    # A resumed run forgets this line, and comes here again.
+                    written = metrics.Metrics(written.path, good_step)
+                    written.write(good_step + 1, {"mended": cause})
+                continue
             if cause:
                 kept = f"; {checkpoints.kept()}" if checkpoints else ""
                 raise InputError(f"{unit} {step + 1} of {name}: {cause}{kept}")
@@ -152,6 +172,7 @@ def run(
                 step % log.checkpoint_every == 0 or step == last
             ):
                 checkpoints.save(step, state)
+                good, good_step = state, step
     finally:
         if own:
             bar.close()

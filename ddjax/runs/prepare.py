@@ -57,6 +57,12 @@ class Task(NamedTuple):
             return self.module
         return models.build(name, num_classes=self.num_classes)
 
+    def input_spread(self) -> float:
+        """Standard deviation of what networks see of the training images; of
+        the first thousand."""
+        pixels = np.asarray(self.splits.train.images[:1000])
+        return float(preprocess.apply(self.preprocessing, pixels).std())
+
     def training_data(self) -> tuple[Batch | training.Stream, Any]:
         """The training images, on the device or read as they are used, and
         what preprocessing is left to do."""
@@ -220,19 +226,21 @@ def write_page(data: Data, seed: int, folder: Path, workdir: Path) -> None:
         facts["Ignored files"] = str(manifest["ignored"])
     height, width, channels = splits.train.images.shape[1:]
     sizes = {f"{width} x {height}": sum(len(part.labels) for part in splits)}
+    parts = {
+        name.replace("_", "-"): part for name, part in splits._asdict().items()
+    }
     path = data_page.write_page(
         workdir / "data.html",
         title=f"Data: {workdir.name.removeprefix('prepare-')}",
         facts=facts,
-        splits=splits._asdict(),
+        splits=parts,
         sizes=manifest.get("original_sizes", sizes),
         unreadable=[tuple(pair) for pair in manifest.get("unreadable", [])],
         mean=fitted.mean.tolist(),
         std=fitted.std.tolist(),
     )
     counts = ", ".join(
-        f"{len(part.labels):,} {name.replace('_', '-')}"
-        for name, part in splits._asdict().items()
+        f"{len(part.labels):,} {name}" for name, part in parts.items()
     )
     print(
         f"{len(splits.train.class_names)} classes of {height} x {width} x "

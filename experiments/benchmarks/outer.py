@@ -1,0 +1,190 @@
+"""Which outer optimiser needs no tuning? SGD beside candidates, in pairs.
+
+    python experiments/benchmarks/outer.py --data=digits --out=runs/outer
+    python experiments/benchmarks/outer.py --data=cifar10 --ipc=10 \
+        --data_dir=FOLDER_OF_TFDS --out=runs/outer
+    python experiments/benchmarks/outer.py --data=folder --ipc=10 \
+        --data_dir=FOLDER_OF_IMAGES --out=runs/outer
+
+A pair shares everything but the optimiser: teachers, initial images, segments,
+batches, augmentation, evaluation networks. SGD's steps are those that were
+found by hand for the set; the candidates have the same numbers on all sets. A
+run that leaves its bounds counts with the accuracy of the images it started
+from, and is marked. The last state of each run is scored, by held-out and by
+test images; settings are to be chosen by the first. What was measured is kept
+in a file per candidate and seed, so a study that was stopped goes on; the
+table is printed from all that is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import jax
+import launch
+
+from configs import cifar10, common, folder, tiny
+from ddjax import evaluate, files, iadd, training
+from ddjax.runs import iadd as iadd_run
+from ddjax.runs import loop, prepare, scores, teachers
+from ddjax.runs.workdir import Shared
+from ddjax.types import InputError
+
+ADAM = {"iadd.optimizer": "adam"}
+CANDIDATES = {
+    "sgd, by hand": {"iadd.optimizer": "sgd"},
+    "adam": ADAM,
+    "adam, cosine": ADAM | {"iadd.final_rate": 0.1},
+    "adam, cosine, clip": ADAM | {"iadd.final_rate": 0.1, "iadd.clip": 2.0},
+    "adam 0.05, cosine, clip": ADAM
+    | {"iadd.final_rate": 0.1, "iadd.clip": 2.0, "iadd.image_rate": 0.05},
+}
+_EVALUATION = 400  # folded into the seed's key
+
+
+def settings_of(args):
+    """What a study starts from; teachers and data are of seed 0."""
+    if args.data == "digits":
+        config = tiny.get_config()
+        config.iadd.ipc = args.ipc
+        if args.ipc > 1:
+            config.iadd.batch_size = 50
+            config.evaluate.epochs = 150
+    elif args.data == "cifar10":
+        config = cifar10.get_config(f"ipc={args.ipc},size=small")
+        config.data.data_dir = args.data_dir
+    else:
+        config = folder.get_config(f"{args.data_dir},ipc={args.ipc}")
+    if args.iterations:
+        config.iadd.iterations = args.iterations
+    return common.settings_of(config)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--data", choices=("digits", "cifar10", "folder"), required=True
+    )
+    parser.add_argument("--data_dir", default="")
+    parser.add_argument("--ipc", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first_seed", type=int, default=0)
+    parser.add_argument("--iterations", type=int, default=0)
+    parser.add_argument(
+        "--candidates", nargs="+", choices=CANDIDATES, default=list(CANDIDATES)
+    )
+    parser.add_argument("--shared", type=Path, default=Path("runs"))
+    args = parser.parse_args()
+    sys.exit(launch.refusing(lambda: study(args)))
+
+
+def study(args):
+    """Measures what is missing, and prints the table."""
+    kept = args.out / f"{args.data}-ipc{args.ipc}"
+    kept.mkdir(parents=True, exist_ok=True)
+    shared = Shared(args.shared / "teachers", args.shared / "data")
+    settings = settings_of(args)
+    task = prepare.task(settings.data, settings.model, 0, shared.data)
+    store = teachers.train(settings, task, shared.teachers)
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        for name in args.candidates:
+            path = kept / f"{name} {seed}.json"
+            if path.exists():
+                continue
+            begin = time.perf_counter()
+            chosen = settings.changed(CANDIDATES[name] | {"seed": seed})
+            row = one(chosen, task, store)
+            row["seconds"] = round(time.perf_counter() - begin, 1)
+            files.write_json(path, row)
+            print(f"{path.stem}: {row}", flush=True)
+    report(kept, settings.evaluate.metric)
+
+
+def one(settings, task, store):
+    """The scores of one candidate with one seed."""
+    part = iadd_run.in_input_units(settings.iadd, task)
+    initial = iadd_run.choose_initial(settings, task)
+    key = jax.random.key(settings.seed)
+    update = functools.partial(
+        iadd.update, apply_fn=training.apply_fn_of(task.module), settings=part
+    )
+    segment_key = jax.random.fold_in(key, 1)
+    begun = iadd.init_state(
+        jax.random.fold_in(key, 2), initial, store.snapshot(0, 0), part
+    )
+    stopped = ""
+    try:
+        state = loop.run(
+            begun,
+            name="outer",
+            last=part.iterations,
+            draw=lambda step: iadd_run.draw_segments(
+                part, store, jax.random.fold_in(segment_key, step)
+            ),
+            update=jax.jit(update),
+            guard=functools.partial(iadd_run.guard, part),
+        )
+    except InputError as error:
+        state, stopped = begun, str(error)
+    found = iadd.distilled(state, part)
+    row = {"stopped": stopped, "learning_rate": float(found.learning_rate)}
+    ((_, _, tested),) = scores.tests_of(task, settings.evaluate)
+    for where, score in (("held_out", scores.held_out(task)), ("test", tested)):
+        result = score(
+            jax.random.fold_in(key, _EVALUATION),
+            evaluate.stored(found.images, found.labels),
+            recipe=scores.recipe_of(settings.evaluate),
+            learning_rate=found.learning_rate,
+            num_networks=settings.evaluate.networks,
+        )
+        row[where] = {
+            "accuracy": result.mean,
+            "balanced_accuracy": evaluate.balanced(result).mean,
+        }
+    return row
+
+
+def report(kept, metric):
+    """A line for each candidate: means, and differences to SGD by hand."""
+    names = [n for n in CANDIDATES if list(kept.glob(f"{n} [0-9]*.json"))]
+    found = {
+        name: {
+            int(path.stem.rpartition(" ")[2]): json.loads(path.read_text())
+            for path in kept.glob(f"{name} [0-9]*.json")
+        }
+        for name in names
+    }
+    for where in ("held_out", "test"):
+        print(f"{kept.name}, {where}, {metric}")
+        for name, rows in found.items():
+            values = {s: 100 * row[where][metric] for s, row in rows.items()}
+            stopped = sum(bool(row["stopped"]) for row in rows.values())
+            line = (
+                f"  {name:26} {sum(values.values()) / len(values):6.2f} "
+                f"({len(values)} seeds, {stopped} stopped)"
+            )
+            first = found.get("sgd, by hand", {})
+            pairs = [
+                values[s] - 100 * first[s][where][metric]
+                for s in values
+                if s in first and name != "sgd, by hand"
+            ]
+            if len(pairs) > 1:
+                gain = evaluate.summarise(pairs)
+                line += (
+                    f"  {gain.mean:+.2f} ({gain.mean - gain.ci95:+.2f} .. "
+                    f"{gain.mean + gain.ci95:+.2f})"
+                )
+            print(line)
+
+
+if __name__ == "__main__":
+    main()
