@@ -91,9 +91,7 @@ def distill(
             what, arrays = str(data), None
             values = presets.own(what, 1 if ipc is None else ipc)
             # The form in which the settings name it.
-            what = (
-                values["data.data_dir"] if "data.data_dir" in values else what
-            )
+            what = values.get("data.data_dir", what)
         else:
             arrays = _checked(data, test, class_names)
             what = str(root / "data" / f"arrays-{_digest(arrays)}.npz")
@@ -107,36 +105,34 @@ def distill(
                 epochs = str(values["evaluate.epochs"])
                 fields = {"d2m.ipcs": str(ipc), "d2m.epochs": epochs} | fields
         settings = Settings.of(values | fields)
-        argument = what if ipc is None else f"{what},ipc={ipc}"
-        name = name_of(method, "folder", argument)
-        if arrays is not None:
-            suffix = "" if ipc is None else f"ipc={ipc}"
+        suffix = "" if ipc is None else f",ipc={ipc}"
+        if arrays is None:
+            name = name_of(method, "folder", what + suffix)
+        else:
             name = name_of(method, Path(what).stem, suffix)
             _store(arrays, Path(what))
         folder = Path(workdir).expanduser() if workdir else root / name
-        changed = {name: settings.flat()[name] for name in fields}
-        _METHODS[method](
-            settings,
+        shared = Shared(*(root / path.name for path in Shared()))
+        flat = settings.flat()
+        command = _command(
+            method,
+            what + suffix,
+            {field: flat[field] for field in fields},
             folder,
-            Shared(root / "teachers", root / "data", root / "generators"),
-            _command(method, argument, changed, folder, root),
+            shared,
         )
+        _METHODS[method](settings, folder, shared, command)
     return load(folder)
 
 
-def _command(method, argument, fields, folder, root) -> str:
+def _command(method, argument, fields, folder, shared) -> str:
     """The command that makes the same run."""
     words = [f"--config=configs/folder.py:{argument}"]
     words += [f"--config.{name}={value}" for name, value in fields.items()]
     words.append(f"--workdir={folder}")
-    if root != Path("runs"):
-        words += [
-            f"--{shared}={root / shared}"
-            for shared in ("teachers", "data", "generators")
-        ]
-    return " ".join(
-        ["python", f"experiments/{method}.py", *map(shlex.quote, words)]
-    )
+    if shared != Shared():
+        words += [f"--{name}={path}" for name, path in shared._asdict().items()]
+    return shlex.join(["python", f"experiments/{method}.py", *words])
 
 
 def _checked(data, test, class_names) -> dict[str, np.ndarray]:

@@ -9,10 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ddjax.types import InputError
+
 AXIS = "devices"
 
 __all__ = [
     "AXIS",
+    "check_spread",
     "device_count",
     "map_networks",
     "mean_gradient",
@@ -53,6 +56,20 @@ def map_networks(function: Callable[..., Any], *inputs: Any) -> Any:
 def device_count() -> int:
     """How many devices work is spread over."""
     return jax.local_device_count()
+
+
+def check_spread(field: str, count: int) -> None:
+    """InputError where so many pieces of work leave devices uneven.
+
+    Args:
+      field: that says how many, for the message.
+      count: of the pieces.
+    """
+    if count % device_count():
+        raise InputError(
+            f"{field} must be a multiple of the {device_count()} devices, not "
+            f"{count}"
+        )
 
 
 def over_devices(update: Callable[..., Any]) -> Callable[..., Any]:

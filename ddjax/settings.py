@@ -644,7 +644,7 @@ class Settings(_Part):
 
     def flat(self) -> dict[str, Any]:
         """{"iadd.ipc": 1, ..} in the order of ``fields``."""
-        return dict(_leaves(self))
+        return {name: value for name, _, value in _leaves(self)}
 
     def changed(self, values: Mapping[str, Any]) -> Settings:
         """The same with some values by dotted name; see ``of``."""
@@ -663,13 +663,14 @@ def _made(part: Any, values: Mapping[str, Any], prefix: str) -> Any:
     return dataclasses.replace(part, **changes)
 
 
-def _leaves(part: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(part: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, the dataclass's field, value) of every field, in order."""
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         if isinstance(value, _Part):
             yield from _leaves(value, f"{prefix}{field.name}.")
         else:
-            yield prefix + field.name, value
+            yield prefix + field.name, field, value
 
 
 class Field(NamedTuple):
@@ -686,15 +687,9 @@ class Field(NamedTuple):
     meaning: str
 
 
-def fields(part: Any = None, prefix: str = "") -> list[Field]:
+def fields() -> list[Field]:
     """Every field, in order."""
-    part = Settings() if part is None else part
-    found = []
-    for field in dataclasses.fields(part):
-        value = getattr(part, field.name)
-        if isinstance(value, _Part):
-            found += fields(value, f"{prefix}{field.name}.")
-        else:
-            name = prefix + field.name
-            found.append(Field(name, value, field.metadata["meaning"]))
-    return found
+    return [
+        Field(name, default, field.metadata["meaning"])
+        for name, field, default in _leaves(Settings())
+    ]

@@ -90,7 +90,6 @@ def test_a_killed_run_without_a_checkpoint_frees_its_folder(iadd):
     )
     kill_when(process, logged(iadd.folder, "early/metrics.jsonl", 2))
     assert (early / "config.json").exists()
-    door("iadd")  # so that the path is set
     other = iadd.call("iadd.py", workdir="early", **{"iadd.image_step": 1e30})
     refused(other.returncode, other.stderr, "iadd.image_step")
     assert not early.exists()

@@ -54,12 +54,8 @@ def run(
         run, or the run has left the numbers.
     """
     if not settings.d2m.generator:
-        gan.check_devices(settings.gan)
-    if settings.d2m.groups % parallel.device_count():
-        raise InputError(
-            f"d2m.groups must be a multiple of the "
-            f"{parallel.device_count()} devices, not {settings.d2m.groups}"
-        )
+        parallel.check_spread("gan.batch_size", settings.gan.batch_size)
+    parallel.check_spread("d2m.groups", settings.d2m.groups)
     if workdir.is_complete(settings, folder, "d2m"):
         prepare.check_finished(settings, folder, shared.data)
         return

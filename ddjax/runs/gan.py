@@ -83,22 +83,13 @@ def networks_of(part: Gan, task: prepare.Task) -> Networks:
     return Networks(generator, critic)
 
 
-def check_devices(part: Gan) -> None:
-    """InputError where the devices cannot share a batch."""
-    if part.batch_size % parallel.device_count():
-        raise InputError(
-            f"gan.batch_size must be a multiple of the "
-            f"{parallel.device_count()} devices, not {part.batch_size}"
-        )
-
-
 def run(settings: Settings, shared: workdir.Shared) -> None:
     """Pre-trains or finds the generator of a run, and says how good it is.
 
     Raises:
       InputError: see ``train``.
     """
-    check_devices(settings.gan)
+    parallel.check_spread("gan.batch_size", settings.gan.batch_size)
     task = prepare.task(
         settings.data, settings.model, settings.seed, shared.data
     )

@@ -55,7 +55,7 @@ def run(
       InputError: the settings do not fit the data, the folder holds another
         run, or the run has left the numbers.
     """
-    _check_devices(settings.iadd)
+    parallel.check_spread("iadd.segments", settings.iadd.segments)
     if workdir.is_complete(settings, folder, "iadd"):
         prepare.check_finished(settings, folder, shared.data)
         return
@@ -69,14 +69,6 @@ def run(
         state = distil(settings, folder, task, initial, store)
         conclude(settings, folder, task, initial, store, state, shared.teachers)
     print(f"report: {folder / 'report.html'}")
-
-
-def _check_devices(part: Iadd) -> None:
-    if part.segments % parallel.device_count():
-        raise InputError(
-            f"iadd.segments must be a multiple of the "
-            f"{parallel.device_count()} devices, not {part.segments}"
-        )
 
 
 def choose_initial(settings: Settings, task: prepare.Task) -> iadd.Distilled:

@@ -244,9 +244,11 @@ def claimed(
             _clear(workdir)
         raise
     finally:
-        lock.release()
+        # While it is held: later it may be another's.
         with contextlib.suppress(OSError):
             (workdir / ".lock").unlink()
+        lock.release()
+        with contextlib.suppress(OSError):
             workdir.rmdir()  # which leaves a folder with anything in it
 
 
