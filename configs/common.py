@@ -122,6 +122,18 @@ def options(
     return first, int(chosen["ipc"]), chosen["size"]
 
 
+def number(text: str, what: str) -> float:
+    """ "30" as 30.0.
+
+    Raises:
+      InputError: it is none; ``what`` names it.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{what}{text}: give a number") from None
+
+
 def published(config: ml_collections.ConfigDict, ipc: int, **row: Any) -> None:
     """Sets what a row of MTT's table says; see ``ddjax.presets``."""
     change(config, presets.published(ipc, **row))

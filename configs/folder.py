@@ -17,12 +17,17 @@ from ddjax import presets
 
 
 def get_config(argument=""):
-    """Takes a path or name, ``ipc=`` any number and ``size=small|full``."""
+    """Takes a path or name, ``ipc=`` any number, ``minutes=`` any, and
+    ``size=small|full``."""
+    words = argument.split(",")
+    asked = [word for word in words if word.startswith("minutes=")]
     what, ipc, size = common.options(
-        argument,
+        ",".join(word for word in words if word not in asked),
         size="small",
         what="the path of a folder or an .npz file",
     )
     config = common.base()
     common.change(config, presets.own(what, ipc, full=size == "full"))
+    for word in asked:
+        config.minutes = common.number(word.partition("=")[2], "minutes=")
     return config

@@ -30,7 +30,7 @@ from ddjax.types import InputError
 
 __all__ = ["Run", "distill", "load"]
 
-_METHODS = {"iadd": iadd.run, "d2m": d2m.run}
+_METHODS = ("iadd", "d2m")
 
 
 def distill(
@@ -75,7 +75,7 @@ def distill(
       Li et al., Neural Networks 172, 2024 (IADD); Sajedi et al., ECCV 2024
       (D2M).
     """
-    if method not in list(_METHODS):
+    if method not in list(_METHODS):  # whatever has been given
         raise InputError(
             f"method must be {' or '.join(_METHODS)}, not {method!r}"
         )
@@ -121,7 +121,10 @@ def distill(
             folder,
             shared,
         )
-        _METHODS[method](settings, folder, shared, command)
+        if method == "iadd":
+            iadd.run(settings, folder, shared, command, fixed=fields)
+        else:
+            d2m.run(settings, folder, shared, command)
     return load(folder)
 
 

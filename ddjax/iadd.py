@@ -225,7 +225,8 @@ def init_state(
     labels = jnp.asarray(initial.labels, jnp.float32)
     if settings.label_step:
         k = labels.shape[-1]
-        labels = jnp.log(labels * (1 - _SMOOTHING) + _SMOOTHING / k)
+        smoothing = _SMOOTHING if settings.labels == "hard" else 1e-6
+        labels = jnp.log(labels * (1 - smoothing) + smoothing / k)
     state = IaddState(
         step=jnp.zeros((), jnp.int32),
         key=key,

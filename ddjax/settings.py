@@ -255,14 +255,22 @@ class Teacher(_Part):
     NAME = "teacher"
 
     count: int = _field(100, "teachers", _at_least(1))
+    snapshot_steps: int = _field(
+        0, "steps from snapshot to snapshot; 0: an epoch", _not_negative
+    )
     epochs: int = _field(
-        50, "epochs of a whole teacher; stored: reachable ones", _at_least(1)
+        50, "snapshots of a whole teacher; stored: reachable ones", _at_least(1)
     )
     learning_rate: float = _field(
         0.01, "of SGD without momentum or decay", _positive
     )
     batch_size: int = _field(256, "images a step", _at_least(1))
     augment: str = _augmentation()
+    flatness: float = _field(
+        0.0,
+        "rho of sharpness-aware minimisation, at twice the cost; 0: none",
+        _not_negative,
+    )
     dtype: str = _field(
         "float32",
         "of stored snapshots: float32 or bfloat16",
@@ -332,8 +340,8 @@ class Iadd(_Part):
     ipc: int = _field(1, "distilled images per class", _at_least(1))
     iterations: int = _field(5000, "updates of the outer loop", _at_least(1))
     inner_steps: int = _field(50, "J: steps of the student", _at_least(1))
-    span: int = _field(2, "K: teacher epochs from start to target")
-    max_start: int = _field(2, "last teacher epoch to start from, included")
+    span: int = _field(2, "K: teacher snapshots from start to target")
+    max_start: int = _field(2, "last teacher snapshot to start from, included")
     batch_size: int = _field(
         0,
         "distilled images per inner step, or all where they are fewer; 0: all",
@@ -368,9 +376,14 @@ class Iadd(_Part):
     learning_rate_bounds: tuple[float, float] = _field(
         (1e-6, 1.0), "the run stops where alpha leaves them"
     )
+    labels: str = _field(
+        "hard",
+        "that images start with: hard, or what the teachers say (teachers)",
+        _one_of("hard", "teachers"),
+    )
     label_step: float = _field(
         0.0,
-        "rate of the outer SGD on label logits; 0: hard",
+        "rate of the outer SGD on label logits; 0: labels stay",
         _not_negative,
     )
     importance: Importance = Importance()
@@ -607,6 +620,12 @@ class Settings(_Part):
     NAME = ""
 
     seed: int = _field(0, "decides everything random in the run", _seed)
+    minutes: float = _field(
+        0.0,
+        "to spend on a run of IADD, which a plan for this machine fills; 0: "
+        "the other fields decide",
+        _not_negative,
+    )
     data: Data = Data()
     model: Model = Model()
     teacher: Teacher = Teacher()

@@ -43,6 +43,8 @@ class Recipe(NamedTuple):
       weight_decay: added to the gradient.
       decay_at_half: multiply the rate by 0.1 after half of the steps.
       augment: names of augmentation groups, () for none.
+      epoch_steps: of an epoch; 0 for as many as visit every image. A shorter
+        epoch sees some of the images, drawn anew each time.
     """
 
     epochs: int
@@ -51,6 +53,8 @@ class Recipe(NamedTuple):
     weight_decay: float = 0.0
     decay_at_half: bool = False
     augment: tuple[str, ...] = ()
+    epoch_steps: int = 0
+    flatness: float = 0.0
 
 
 def apply_fn_of(module: Any) -> ApplyFn:
@@ -84,9 +88,10 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
 
 def total_steps(recipe: Recipe, num_examples: int) -> int:
     """Steps of a whole training."""
-    return recipe.epochs * steps_per_epoch(
+    steps = recipe.epoch_steps or steps_per_epoch(
         num_examples, min(recipe.batch_size, num_examples)
     )
+    return recipe.epochs * steps
 
 
 def sgd(recipe: Recipe, learning_rate, num_steps: int):
@@ -104,6 +109,39 @@ def sgd(recipe: Recipe, learning_rate, num_steps: int):
     return optax.chain(*parts, optax.scale_by_learning_rate(rate))
 
 
+def gradient(
+    loss_fn: LossFn, flatness: float = 0.0
+) -> Callable[..., tuple[Array, Params]]:
+    """``value_and_grad``, where asked for that of a flat minimum.
+
+    With a flatness the gradient is taken where the loss is worst, to first
+    order, within that distance of the parameters: descent then leads to minima
+    whose neighbourhood is low too, at twice the cost.
+
+    Args:
+      loss_fn: loss of one batch.
+      flatness: rho, the distance; 0 for the plain gradient.
+
+    Returns:
+      ``f(params, batch, key) -> (loss at params, gradient)``.
+
+    References:
+      Foret et al., "Sharpness-Aware Minimization", ICLR 2021; for teachers of
+      trajectory matching, Du et al. (FTD), CVPR 2023.
+    """
+    plain = jax.value_and_grad(loss_fn)
+    if not flatness:
+        return plain
+
+    def worst(params, batch, key):
+        loss, grads = plain(params, batch, key)
+        scale = flatness / jnp.maximum(optax.tree.norm(grads), 1e-12)
+        there = jax.tree.map(lambda p, g: p + scale * g, params, grads)
+        return loss, plain(there, batch, key)[1]
+
+    return worst
+
+
 class Plan(NamedTuple):
     """What one epoch draws, whether its data is in memory or streamed.
 
@@ -118,12 +156,16 @@ class Plan(NamedTuple):
     keys: Key[Array, " t"]
 
 
-@functools.partial(jax.jit, static_argnames=("count", "batch_size"))
-def plan_epoch(key: Key[Array, ""], count: int, batch_size: int) -> Plan:
-    """The draws of one epoch over ``count`` images."""
+@functools.partial(
+    jax.jit, static_argnames=("count", "batch_size", "epoch_steps")
+)
+def plan_epoch(
+    key: Key[Array, ""], count: int, batch_size: int, epoch_steps: int = 0
+) -> Plan:
+    """The draws of one epoch over ``count`` images; see ``Recipe``."""
     sample_key, order_key, loss_key = jax.random.split(key, 3)
     size = min(batch_size, count)
-    steps = steps_per_epoch(count, size)
+    steps = epoch_steps or steps_per_epoch(count, size)
     return Plan(
         sample_key,
         minibatch_indices(order_key, count, size, steps),
@@ -135,6 +177,7 @@ def step_of(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     to_input: Callable[[jax.Array], jax.Array],
+    flatness: float = 0.0,
 ) -> Callable[..., Any]:
     """One step of training.
 
@@ -143,10 +186,12 @@ def step_of(
       on stored images, the same wherever they come from.
     """
 
+    value_and_grad = gradient(loss_fn, flatness)
+
     def step(carry, batch, key):
         params, opt_state = carry
         batch = Batch(to_input(batch.images), batch.labels)
-        loss, grads = jax.value_and_grad(loss_fn)(params, batch, key)
+        loss, grads = value_and_grad(params, batch, key)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), loss
 
@@ -162,7 +207,9 @@ def train_epochs(
     keys: Key[Array, " epochs"],
     *,
     batch_size: int,
+    epoch_steps: int = 0,
     to_input: Callable[[jax.Array], jax.Array] = lambda images: images,
+    flatness: float = 0.0,
 ) -> tuple[Params, Any, Float[Array, " epochs"]]:
     """Epochs of stochastic gradient descent, as one scan over scans.
 
@@ -174,16 +221,18 @@ def train_epochs(
       sample_fn: key -> Batch, the data of one epoch.
       keys: one per epoch; each decides the order, the sample and the draws.
       batch_size: images a step; at most what ``sample_fn`` gives.
+      epoch_steps: of an epoch; 0 for as many as visit every image.
       to_input: from stored images to network input, batch by batch.
+      flatness: see ``gradient``.
 
     Returns:
       (params, opt_state, mean loss of each epoch).
     """
     count = jax.eval_shape(sample_fn, keys[0]).images.shape[0]
-    take_step = step_of(loss_fn, optimizer, to_input)
+    take_step = step_of(loss_fn, optimizer, to_input, flatness)
 
     def epoch(carry, key):
-        plan = plan_epoch(key, count, batch_size)
+        plan = plan_epoch(key, count, batch_size, epoch_steps)
         data = sample_fn(plan.sample_key)
 
         def step(carry, inputs):
@@ -235,7 +284,9 @@ def train(
         sample_fn,
         jax.random.split(key, recipe.epochs),
         batch_size=recipe.batch_size,
+        epoch_steps=recipe.epoch_steps,
         to_input=to_input(preprocessing),
+        flatness=recipe.flatness,
     )
     return params
 
@@ -331,7 +382,9 @@ def stream_epochs(
       InputError: labels and images do not belong together.
     """
     carry = jax.tree.map(jnp.asarray, carry)
-    for chunk in stream_chunks(keys, stream, recipe.batch_size):
+    for chunk in stream_chunks(
+        keys, stream, recipe.batch_size, recipe.epoch_steps
+    ):
         following = _advance(
             carry,
             *chunk,
@@ -356,7 +409,10 @@ _CHUNK = 1 << 26
 
 
 def stream_chunks(
-    keys: Key[Array, "epochs ..."], stream: Stream, batch_size: int
+    keys: Key[Array, "epochs ..."],
+    stream: Stream,
+    batch_size: int,
+    epoch_steps: int = 0,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, Key[Array, "... t"]]]:
     """What the steps of epochs need, a few steps at a time, read ahead.
 
@@ -364,6 +420,7 @@ def stream_chunks(
       keys: [e], or [e m] for m networks.
       stream: the data of every epoch.
       batch_size: images a step, or fewer where the data has fewer.
+      epoch_steps: of an epoch; 0 for as many as visit every image.
 
     Yields:
       (images [t b h w c] uint8, classes [t b] int32, keys [t]), each with a
@@ -383,12 +440,12 @@ def stream_chunks(
         chosen, _ = part
         return stream.images[chosen], labels[chosen]
 
-    parts = _parts(keys, stream, batch_size)
+    parts = _parts(keys, stream, batch_size, epoch_steps)
     for (_, step_keys), (images, classes) in read_ahead(read, parts):
         yield images, classes, step_keys
 
 
-def _parts(keys, stream, batch_size):
+def _parts(keys, stream, batch_size, epoch_steps):
     """Chunks of steps, epoch by epoch.
 
     Yields:
@@ -397,7 +454,8 @@ def _parts(keys, stream, batch_size):
     count, *shape = stream.images.shape
     for epoch_keys in keys:
         plans = [
-            plan_epoch(key, count, batch_size) for key in epoch_keys.reshape(-1)
+            plan_epoch(key, count, batch_size, epoch_steps)
+            for key in epoch_keys.reshape(-1)
         ]
         indices = np.stack([np.asarray(plan.indices) for plan in plans])
         step_keys = jnp.stack([plan.keys for plan in plans])
@@ -442,6 +500,7 @@ def _advance(
         supervised_loss(apply_fn_of(module), recipe.augment),
         sgd(recipe, learning_rate, num_steps),
         to_input(preprocessing),
+        recipe.flatness,
     )
 
     def step(carry, inputs):

@@ -159,6 +159,8 @@ def _epoch(carry, keys, data, rate, preprocessing, *, module, recipe):
             lambda key: data,
             key[None],
             batch_size=recipe.batch_size,
+            epoch_steps=recipe.epoch_steps,
+            flatness=recipe.flatness,
             to_input=training.to_input(preprocessing),
         )
         return params, opt_state

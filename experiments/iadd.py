@@ -17,7 +17,14 @@ from ddjax.runs import iadd
 
 def run(asked: launch.Asked) -> None:
     """The whole pipeline of one config."""
-    iadd.run(asked.settings, asked.workdir, asked.shared, asked.command)
+    iadd.run(
+        asked.settings,
+        asked.workdir,
+        asked.shared,
+        asked.command,
+        fixed=asked.fixed,
+        plan_only=asked.plan,
+    )
 
 
 if __name__ == "__main__":

@@ -43,12 +43,16 @@ class Asked(NamedTuple):
       workdir: the run's folder.
       shared: where data, teachers and generators lie.
       command: the command line itself.
+      fixed: dotted names of the fields that it sets.
+      plan: whether a plan is all that is wanted.
     """
 
     settings: Settings
     workdir: Path
     shared: Shared
     command: str
+    fixed: tuple[str, ...] = ()
+    plan: bool = False
 
 
 def main(run: Callable[[Asked], None], description: str) -> int:
@@ -95,6 +99,7 @@ def asked(argv: list[str]) -> Asked:
     )
     for name, (default, meaning) in _FOLDERS.items():
         flags.DEFINE_string(name, default, meaning, flag_values=found)
+    flags.DEFINE_bool("plan", False, "", flag_values=found)
     try:
         rest = found(argv)
         if len(rest) > 1:
@@ -141,6 +146,8 @@ def asked(argv: list[str]) -> Asked:
         Path(found.workdir or f"runs/{name}"),
         Shared(*map(Path, (found.teachers, found.data, found.generators))),
         shlex.join(["python", *argv]),
+        tuple(config_flags.get_override_values(found["config"])),
+        found.plan,
     )
 
 
@@ -163,6 +170,8 @@ def _help(description: str) -> str:
             f"  {f'--{name}=FOLDER':22} {meaning}"
             for name, (_, meaning) in _FOLDERS.items()
         ),
+        "  --plan                 of iadd.py: tells how long it takes, and "
+        "stops",
         "  --config.FIELD=VALUE   overrides a field of the config, after "
         "--config",
         "",

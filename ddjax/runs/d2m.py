@@ -53,6 +53,11 @@ def run(
       InputError: the settings do not fit the data, the folder holds another
         run, or the run has left the numbers.
     """
+    if settings.minutes:
+        raise InputError(
+            "minutes= plans runs of IADD: of D2M, set gan.iterations and "
+            "d2m.iterations"
+        )
     if not settings.d2m.generator:
         parallel.check_spread("gan.batch_size", settings.gan.batch_size)
     parallel.check_spread("d2m.groups", settings.d2m.groups)

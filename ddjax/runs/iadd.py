@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from ddjax import importance as importance_lib
 from ddjax.data import classes, preprocess
 from ddjax.pages import iadd as page
 from ddjax.pages.pictures import save_picture
-from ddjax.runs import loop, prepare, scores, teachers, workdir
+from ddjax.runs import loop, plan, prepare, scores, teachers, workdir
 from ddjax.settings import Iadd, Settings
 from ddjax.types import InputError, Segment
 
@@ -42,6 +43,9 @@ def run(
     folder: Path,
     shared: workdir.Shared,
     command: str = "",
+    *,
+    fixed: Collection[str] = (),
+    plan_only: bool = False,
 ) -> None:
     """The whole pipeline, or what of it is still to be done.
 
@@ -50,6 +54,8 @@ def run(
       folder: of the run.
       shared: where data and teachers lie.
       command: what repeats the run, for its page.
+      fixed: dotted names that a plan leaves as they are.
+      plan_only: print the plan and stop.
 
     Raises:
       InputError: the settings do not fit the data, the folder holds another
@@ -62,10 +68,34 @@ def run(
     task = prepare.task(
         settings.data, settings.model, settings.seed, shared.data
     )
+    # Too few images of a class are told before anything is measured.
     initial = choose_initial(settings, task)
+    asked, decided = settings, None
+    if settings.minutes or plan_only:
+        decided = settings.minutes and workdir.planned(settings, folder)
+        if decided:
+            print("going on by the plan in config.json")
+        else:
+            found, task = plan.decide(settings, task, fixed)
+            decided = found.fields
+            print("plan", *plan.lines(found), sep="\n", flush=True)
+        settings = settings.changed(decided)
+        task = prepare.with_model(task, settings.model)
+        initial = choose_initial(settings, task)
+    if plan_only:
+        return
     # Only now, when the settings have proved possible, is the folder taken.
-    with workdir.claimed(settings, folder, "iadd", task.splits, command):
+    with workdir.claimed(
+        settings,
+        folder,
+        "iadd",
+        task.splits,
+        command,
+        decided
+        and {"asked": workdir.described(asked, "iadd"), "fields": decided},
+    ):
         store = teachers.train(settings, task, shared.teachers)
+        initial = with_labels(settings, initial, task, store)
         state = distil(settings, folder, task, initial, store)
         conclude(settings, folder, task, initial, store, state, shared.teachers)
     print(f"report: {folder / 'report.html'}")
@@ -87,6 +117,33 @@ def choose_initial(settings: Settings, task: prepare.Task) -> iadd.Distilled:
         classes.one_hot(train.labels[chosen], task.num_classes),
         settings.iadd.learning_rate,
     )
+
+
+def with_labels(
+    settings: Settings,
+    initial: iadd.Distilled,
+    task: prepare.Task,
+    store: trajectories.Teachers,
+) -> iadd.Distilled:
+    """With the labels that ``iadd.labels`` asks for.
+
+    What teachers say of an image is the softmax of their mean logits, of those
+    that get its class right at the end of their stored run; where none does
+    its label stays hard (after Guo et al., "DATM", ICLR 2024).
+    """
+    if settings.iadd.labels == "hard":
+        return initial
+    apply = jax.jit(training.apply_fn_of(task.module))
+    hard = np.asarray(initial.labels)
+    total, voices = np.zeros_like(hard), np.zeros((len(hard), 1))
+    for teacher in range(store.count):
+        params = store.snapshot(teacher, store.epochs)
+        logits = np.asarray(apply(params, initial.images)[0])
+        right = logits.argmax(-1) == hard.argmax(-1)
+        total += logits * right[:, None]
+        voices += right[:, None]
+    soft = jax.nn.softmax(total / np.maximum(voices, 1))
+    return initial._replace(labels=np.where(voices > 0, soft, hard))
 
 
 def distil(

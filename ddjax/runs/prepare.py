@@ -23,6 +23,7 @@ __all__ = [
     "check_finished",
     "load",
     "task",
+    "with_model",
     "write_page",
 ]
 
@@ -157,6 +158,29 @@ def task(data: Data, model: Model, seed: int, folder: Path) -> Task:
         the images.
     """
     splits, _ = load(data, seed, folder)
+    module = _network(model, splits)
+    kept_in, name = None, data.preprocess
+    if name == "zca" or isinstance(splits.train.images, Rows):
+        found = sources.fingerprint(splits.train)[:12]
+        kept_in = folder / f"{name}-{found}.npz"
+    return Task(
+        splits,
+        preprocess.fit(name, splits.train.images, kept_in=kept_in),
+        model.name,
+        module,
+    )
+
+
+def with_model(task: Task, model: Model) -> Task:
+    """The same data with another network of its own.
+
+    Raises:
+      InputError: the network does not fit the images.
+    """
+    return task._replace(model=model.name, module=_network(model, task.splits))
+
+
+def _network(model: Model, splits: sources.Splits) -> Any:
     kwargs = {"width": model.width}
     if model.name == "convnet":
         kwargs["depth"] = model.depth
@@ -169,16 +193,7 @@ def task(data: Data, model: Model, seed: int, folder: Path) -> Task:
             module, jax.random.key(0), splits.train.images.shape[1:]
         )
     )
-    kept_in, name = None, data.preprocess
-    if name == "zca" or isinstance(splits.train.images, Rows):
-        found = sources.fingerprint(splits.train)[:12]
-        kept_in = folder / f"{name}-{found}.npz"
-    return Task(
-        splits,
-        preprocess.fit(name, splits.train.images, kept_in=kept_in),
-        model.name,
-        module,
-    )
+    return module
 
 
 def check_finished(settings: Settings, folder: Path, data: Path) -> None:

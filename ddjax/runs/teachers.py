@@ -22,7 +22,7 @@ from ddjax.runs.prepare import Task
 from ddjax.settings import Settings, Teacher
 from ddjax.types import Batch
 
-__all__ = ["recipe_of", "record", "train"]
+__all__ = ["key_of", "recipe_of", "record", "train"]
 
 
 def recipe_of(teacher: Teacher) -> training.Recipe:
@@ -31,11 +31,20 @@ def recipe_of(teacher: Teacher) -> training.Recipe:
         epochs=teacher.epochs,
         batch_size=teacher.batch_size,
         augment=augment.parse(teacher.augment),
+        epoch_steps=teacher.snapshot_steps,
+        flatness=teacher.flatness,
     )
 
 
 # The training images themselves are what the rest of the data's part decides.
 _SHAPES_NOTHING = ("teacher.count", "teacher.epochs")
+# Fields that came later: teachers of before are found again by what they are.
+_ABSENT_AT = {"teacher.snapshot_steps": 0, "teacher.flatness": 0.0}
+
+
+def key_of(settings: Settings) -> jax.Array:
+    """The key of all teachers; teacher i has ``fold_in(key, i)``."""
+    return jax.random.fold_in(jax.random.key(settings.seed), 0x7EAC)
 
 
 def train(
@@ -58,6 +67,7 @@ def train(
         for field, value in settings.flat().items()
         if field.startswith(("model.", "teacher."))
         and field not in _SHAPES_NOTHING
+        and _ABSENT_AT.get(field, ...) != value
     }
     shaped_by |= {
         "data.preprocess": settings.data.preprocess,
@@ -68,7 +78,7 @@ def train(
     data, left = task.training_data()
     return record(
         folder / f"{named_after(settings.data.source, shaped_by)}",
-        jax.random.fold_in(jax.random.key(settings.seed), 0x7EAC),
+        key_of(settings),
         data,
         task.module,
         count=teacher.count,

@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import filelock
 import jax
@@ -34,8 +34,10 @@ __all__ = [
     "Shared",
     "check_same_data",
     "claimed",
+    "described",
     "is_complete",
     "name_of",
+    "planned",
     "recorded",
     "refusals",
 ]
@@ -122,8 +124,9 @@ _FOREIGN = {"iadd": ("gan.", "d2m."), "d2m": ()}
 need what decides how long teachers are."""
 
 
-def _described(settings: Settings, method: str) -> dict[str, object]:
-    """The settings as JSON gives them back: tuples are lists."""
+def described(settings: Settings, method: str) -> dict[str, object]:
+    """The settings of a method's runs as JSON gives them back: tuples are
+    lists."""
     return {
         field: json.loads(json.dumps(value))
         for field, value in settings.flat().items()
@@ -142,7 +145,9 @@ def is_complete(settings: Settings, workdir: Path, method: str) -> bool:
     Raises:
       InputError: it holds a run of other settings.
     """
-    there = recorded(workdir).get("config")
+    found = recorded(workdir)
+    # A planned run is called by what was asked for.
+    there = found.get("plan", {}).get("asked") or found.get("config")
     if there is None:
         return False
     if method == "iadd" and any(field.startswith("d2m.") for field in there):
@@ -154,10 +159,10 @@ def is_complete(settings: Settings, workdir: Path, method: str) -> bool:
             f"{workdir} holds a run of IADD: name another --workdir"
         )
     # What an older version did not have yet was at its default.
-    there = _described(Settings(), method) | there
+    there = described(Settings(), method) | there
     changed = [
         f"{field} is {there[field]!r} there and {value!r} here"
-        for field, value in _described(settings, method).items()
+        for field, value in described(settings, method).items()
         # The same images may be found by another path: their own checksums
         # are compared later.
         if there[field] != value and field != "data.data_dir"
@@ -168,6 +173,28 @@ def is_complete(settings: Settings, workdir: Path, method: str) -> bool:
             f"({'; '.join(changed[:3])}): name another --workdir"
         )
     return (workdir / "report.html").exists()
+
+
+def planned(settings: Settings, workdir: Path) -> dict[str, Any] | None:
+    """The fields that an earlier call with these settings has decided.
+
+    Args:
+      settings: as asked for, with ``minutes``.
+      workdir: the run's folder.
+
+    Returns:
+      {dotted name: value}; None where the folder knows no such plan.
+    """
+    plan = (_config_of(workdir) or {}).get("plan")
+    if not plan:
+        return None
+    asked = described(settings, "iadd")
+    same = all(
+        plan["asked"].get(field) == value
+        for field, value in asked.items()
+        if field != "data.data_dir"
+    )
+    return plan["fields"] if same else None
 
 
 def check_same_data(workdir: Path, splits: sources.Splits) -> str:
@@ -193,6 +220,7 @@ def claimed(
     method: str,
     splits: sources.Splits,
     command: str,
+    plan: dict[str, Any] | None = None,
 ) -> Iterator[None]:
     """Makes the folder this run's, and writes down what runs in it.
 
@@ -205,6 +233,7 @@ def claimed(
       method: "iadd" or "d2m".
       splits: the data.
       command: what repeats the run.
+      plan: what was asked for and what was decided, of a planned run.
 
     Raises:
       InputError: the folder is held by a run on other images, or another
@@ -227,8 +256,9 @@ def claimed(
         files.write_json(
             workdir / "config.json",
             {
-                "config": _described(settings, method),
+                "config": described(settings, method),
                 "data": data,
+                **({"plan": plan} if plan else {}),
                 "command": command,
                 "versions": {
                     name: metadata.version(name)
