@@ -136,7 +136,7 @@ def evaluate(
         part at a time.
       module: a network from ``models.build``.
       recipe: how to train.
-      learning_rate: of the first half.
+      learning_rate: of the first step.
       num_networks: s, at least 1.
       preprocessing: where given, takes the training images to network input.
       test_preprocessing: the same for the test images.

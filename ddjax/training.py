@@ -45,6 +45,8 @@ class Recipe(NamedTuple):
       augment: names of augmentation groups, () for none.
       epoch_steps: of an epoch; 0 for as many as visit every image. A shorter
         epoch sees some of the images, drawn anew each time.
+      cosine: let the rate fall to 0 over all steps along half a cosine
+        (Loshchilov & Hutter, ICLR 2017, without restarts).
     """
 
     epochs: int
@@ -55,6 +57,7 @@ class Recipe(NamedTuple):
     augment: tuple[str, ...] = ()
     epoch_steps: int = 0
     flatness: float = 0.0
+    cosine: bool = False
 
 
 def apply_fn_of(module: Any) -> ApplyFn:
@@ -95,9 +98,17 @@ def total_steps(recipe: Recipe, num_examples: int) -> int:
 
 
 def sgd(recipe: Recipe, learning_rate, num_steps: int):
-    """The recipe's optimiser, as PyTorch orders it: decay, momentum, rate."""
+    """The recipe's optimiser, as PyTorch orders it: decay, momentum, rate.
+
+    Raises:
+      ValueError: the recipe asks for both ways to lower the rate.
+    """
+    if recipe.cosine and recipe.decay_at_half:
+        raise ValueError("decay_at_half and cosine: a recipe has one of them")
 
     def rate(count):
+        if recipe.cosine:
+            return learning_rate * (1 + jnp.cos(jnp.pi * count / num_steps)) / 2
         decayed = recipe.decay_at_half & (count >= num_steps // 2)
         return learning_rate * jnp.where(decayed, 0.1, 1.0)
 
@@ -266,7 +277,7 @@ def train(
       key: decides orders, samples and augmentation.
       params: where to start.
       sample_fn: a ``jax.tree_util.Partial``: key -> Batch of one epoch.
-      learning_rate: of the first half.
+      learning_rate: of the first step.
       module: a network from ``models.build``.
       recipe: the rest.
       preprocessing: where given, takes stored images to network input.
@@ -324,7 +335,7 @@ def train_streamed(
       key: decides orders and augmentation.
       params: where to start.
       stream: the data of every epoch.
-      learning_rate: of the first half.
+      learning_rate: of the first step.
       module: a network from ``models.build``.
       recipe: the rest.
       preprocessing: where given, takes stored images to network input.
@@ -369,10 +380,10 @@ def stream_epochs(
       carry: (params, opt_state); leaves lead with m where the keys do.
       keys: [e], or [e m] for m networks, each with an order of its own.
       stream: the data of every epoch.
-      learning_rate: of the first half.
+      learning_rate: of the first step.
       module: a network from ``models.build``.
       recipe: all but its number of epochs.
-      num_steps: of the whole training, half of which has the full rate.
+      num_steps: of the whole training, over which the rate falls.
       preprocessing: where given, takes stored images to network input.
 
     Returns:

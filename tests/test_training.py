@@ -57,14 +57,17 @@ def by_hand(images, labels, params, recipe, rate):
     v = {k: np.zeros_like(q) for k, q in p.items()}
     for step in range(recipe.epochs):
         z = x @ p["kernel"] + p["bias"]
-        share = np.exp(z) / np.exp(z).sum(1, keepdims=True)
-        error = (share - labels) / len(x)
+        likely = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+        error = (likely - labels) / len(x)
         grads = {"kernel": x.T @ error, "bias": error.sum(0)}
         late = recipe.decay_at_half and step >= recipe.epochs // 2
+        share = 0.1 if late else 1
+        if recipe.cosine:
+            share = (1 + np.cos(np.pi * step / recipe.epochs)) / 2
         for name, g in grads.items():
             g = g + recipe.weight_decay * p[name]
             v[name] = recipe.momentum * v[name] + g
-            p[name] = p[name] - rate * (0.1 if late else 1) * v[name]
+            p[name] = p[name] - rate * share * v[name]
     return p
 
 
@@ -73,6 +76,7 @@ def by_hand(images, labels, params, recipe, rate):
     [
         Recipe(5, 9),
         Recipe(5, 100, momentum=0.9, weight_decay=0.1, decay_at_half=True),
+        Recipe(5, 9, momentum=0.9, weight_decay=0.1, cosine=True),
     ],
 )
 def test_recipe_by_hand(recipe):
@@ -91,6 +95,11 @@ def test_recipe_by_hand(recipe):
         np.testing.assert_allclose(
             found["head"][name], expected[name], rtol=1e-5, atol=1e-5
         )
+
+
+def test_a_rate_falls_in_one_way():
+    with pytest.raises(ValueError, match="one of them"):
+        training.sgd(Recipe(1, 1, decay_at_half=True, cosine=True), 0.1, 1)
 
 
 def test_minibatches_lower_the_loss():
@@ -265,7 +274,8 @@ def test_stream_trains_as_in_memory(tmp_path, monkeypatch):
 
 def test_stream_of_an_array_and_of_few_images():
     images, labels = stored_images(3)
-    expected, found = both_ways(images, labels, images, Recipe(2, 100))
+    recipe = Recipe(2, 100, momentum=0.9, cosine=True)
+    expected, found = both_ways(images, labels, images, recipe)
     assert_equal(found, expected)
 
 
