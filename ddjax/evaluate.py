@@ -20,8 +20,10 @@ from ddjax.data.rows import Rows, read_ahead
 from ddjax.types import Batch, InputError
 
 __all__ = [
+    "Difference",
     "EvalResult",
     "balanced",
+    "difference",
     "evaluate",
     "joined",
     "stored",
@@ -84,6 +86,45 @@ def balanced(result: EvalResult) -> EvalResult:
             "evaluate.evaluate returned"
         )
     return summarise(np.nanmean(result.recall, axis=1), result.recall)
+
+
+class Difference(NamedTuple):
+    """How much better one set of networks is than another.
+
+    Attributes:
+      mean: of the first less that of the second.
+      low: where its 95% interval begins; None where a side has one network.
+      high: where it ends; the same.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+def difference(first: Any, second: Any) -> Difference:
+    """The difference of the means of independent networks, by Welch's t.
+
+    The sides may be spread differently; degrees of freedom are Welch's and
+    Satterthwaite's (Welch, Biometrika 34, 1947).
+
+    Args:
+      first: [s] accuracies.
+      second: [s'] accuracies.
+    """
+    sides = [np.asarray(side, np.float64) for side in (first, second)]
+    mean = float(sides[0].mean() - sides[1].mean())
+    if min(map(len, sides)) < 2:
+        return Difference(mean, None, None)
+    squares = np.array([side.var(ddof=1) / len(side) for side in sides])
+    if not squares.any():
+        return Difference(mean, mean, mean)
+    freedom = squares.sum() ** 2 / sum(
+        square**2 / (len(side) - 1) for square, side in zip(squares, sides)
+    )
+    t = float(scipy.special.stdtrit(freedom, 0.975))
+    half = t * float(squares.sum()) ** 0.5
+    return Difference(mean, mean - half, mean + half)
 
 
 def joined(results: Sequence[EvalResult]) -> EvalResult:

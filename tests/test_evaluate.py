@@ -78,6 +78,21 @@ def test_summary_of_one():
     assert (found.mean, found.std, found.ci95) == (0.25, 0.0, 0.0)
 
 
+def test_difference_is_welchs():
+    first, second = [0.9, 0.91, 0.93, 0.9, 0.92], [0.7, 0.8, 0.6]
+    found = evaluate.difference(first, second)
+    expected = scipy.stats.ttest_ind(first, second, equal_var=False)
+    low, high = expected.confidence_interval(0.95)
+    assert found.mean == pytest.approx(0.912 - 0.7)
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-9)
+    assert found.low < 0 < found.mean  # three networks say little
+
+
+def test_difference_without_spread_or_networks():
+    assert evaluate.difference([0.5], [0.25, 0.5]) == (0.125, None, None)
+    assert evaluate.difference([0.5, 0.5], [0.25] * 3) == (0.25,) * 3
+
+
 @pytest.mark.parametrize("networks", [0, -1])
 def test_no_networks(networks):
     with pytest.raises(InputError, match=r"evaluate\.networks"):
