@@ -91,6 +91,7 @@ def small(ipc: int) -> Values:
         "iadd.learning_rate_step": 1e-6,
         "evaluate.epochs": 500 if ipc == 1 else 150,
         "evaluate.looks": 5 if ipc == 1 else 3,
+        "evaluate.full_steps": 3000,
         "gan.width": 8,
         "gan.noise": 64,
         "gan.embedding": 0,
@@ -139,6 +140,7 @@ def _large(ipc: int) -> Values:  # X-rays, 64 pixels
         "iadd.image_step": 1000.0,
         "iadd.learning_rate": 0.003,
         "iadd.batch_size": 0 if ipc == 1 else 15,
+        "evaluate.full_steps": 600,
     }
 
 

@@ -27,6 +27,7 @@ from ddjax.data import decode, preprocess, sources
 from ddjax.types import InputError
 
 __all__ = [
+    "BASELINES",
     "DSA",
     "METRICS",
     "D2m",
@@ -48,6 +49,9 @@ DSA = "color_crop_cutout_flip_scale_rotate"
 """All groups of differentiable siamese augmentation, as MTT uses them."""
 
 METRICS = ("accuracy", "balanced_accuracy")
+
+BASELINES = ("herding", "k_centre", "class_means")
+"""Cheap picks that can stand beside random real images, in their order."""
 
 Check = Callable[[Any], str | None]
 """What is wrong with a value: "must be ..", or None; may raise InputError."""
@@ -250,7 +254,7 @@ class Model(_Part):
 
 @dataclasses.dataclass(frozen=True)
 class Teacher(_Part):
-    """How teachers are trained, and with them networks on the whole data."""
+    """How teachers are trained."""
 
     NAME = "teacher"
 
@@ -560,6 +564,12 @@ def _check_models(joined: str) -> str | None:
     return None
 
 
+def _check_baselines(joined: str) -> str | None:
+    if set(sources.words(joined)) <= set(BASELINES):
+        return None
+    return f"must be some of {', '.join(BASELINES)}, joined by commas, or empty"
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluate(_Part):
     """How results are tested, and how states are selected."""
@@ -580,7 +590,18 @@ class Evaluate(_Part):
     weight_decay: float = _field(5e-4, "of SGD", _not_negative)
     augment: str = _augmentation()
     real_learning_rate: float = _field(
-        0.01, "for random real images", _positive
+        0.01, "for random real images, and what else is picked", _positive
+    )
+    baselines: str = _field(
+        ",".join(BASELINES),
+        "what else stands beside random real images: herding, k_centre, "
+        "class_means, joined by commas; empty: nothing",
+        _check_baselines,
+    )
+    full_steps: int = _field(
+        32_000,
+        "most steps, of 64 images, of a network on the whole data; 0: no limit",
+        _not_negative,
     )
     metric: str = _field(
         "accuracy",
@@ -596,6 +617,12 @@ class Evaluate(_Part):
     def model_names(self) -> tuple[str, ...]:
         """The networks that results are tested on."""
         return sources.words(self.models)
+
+    @property
+    def baseline_names(self) -> tuple[str, ...]:
+        """The picks beside random real images, ordered as ``BASELINES``."""
+        named = sources.words(self.baselines)
+        return tuple(name for name in BASELINES if name in named)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,6 +45,7 @@ class Recipe(NamedTuple):
       augment: names of augmentation groups, () for none.
       epoch_steps: of an epoch; 0 for as many as visit every image. A shorter
         epoch sees some of the images, drawn anew each time.
+      flatness: rho of sharpness-aware minimisation; 0 for plain descent.
       cosine: let the rate fall to 0 over all steps along half a cosine
         (Loshchilov & Hutter, ICLR 2017, without restarts).
     """

@@ -34,6 +34,7 @@ IADD = {
     "evaluate.look_networks": 1,
     "evaluate.looks": 2,
     "evaluate.augment": "none",
+    "evaluate.full_steps": 42,
     "log.every": 2,
     "log.checkpoint_every": 4,
 }

@@ -135,6 +135,37 @@ def test_protocols_stand_in_tables_of_their_own(text):
     assert "new images per class for every epoch" in results
 
 
+def test_picks_have_columns_and_the_whole_data_its_length(run, text):
+    assert "Herding" not in text and "steps of SGD" not in text
+    scores = make_scores()
+    for ipc in ("1", "10", "50"):
+        for what, score in (("herding", 0.61), ("class_means", 0.63)):
+            scores[f"stored/{ipc}/{what}"] = {"convnet": result([score] * 3)}
+    scores["full_data"]["convnet"] |= {
+        "steps": 1234,
+        "learning_rate": 0.1,
+        "cut": True,
+    }
+    gain = {"mean": 0.15, "low": -0.25, "high": 0.55}
+    scores["stored/10/distilled"]["convnet"]["gain_over_random"] = gain
+    (run / "eval.json").write_text(json.dumps(scores))
+    found = page(run)
+    table = tables(section(found, "results"))[0]
+    assert head(table)[5:] == ["Random real", "Herding", "Class means"]
+    assert cells(table)[2][5:] == [
+        "55.0 ± 0.0%",
+        "61.0 ± 0.0%",
+        "63.0 ± 0.0%",
+    ]
+    assert cells(table)[3][5:] == ["45.0 ± 0.0%", "", ""]
+    assert "Herding picks" in found and "K-centre begins" not in found
+    assert "took 1,234 steps" in found and "evaluate.full_steps" in found
+    assert (
+        "worth +15.0 points over them (95% interval \N{MINUS SIGN}25.0 to "
+        "+55.0), which may be chance."
+    ) in summary(found)
+
+
 def test_a_loss_is_a_loss_and_no_pairs_no_gain(run):
     scores = make_scores()
     scores["stored/10/distilled"]["convnet"] = result([0.5, 0.6, 0.4])

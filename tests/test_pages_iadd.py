@@ -211,6 +211,84 @@ def test_balanced_accuracy_has_a_column_where_it_differs(run):
     assert [len(row) for row in cells(table)] == [5]
 
 
+PICKS = ("random_real", "herding", "k_centre", "class_means")
+
+
+def test_picks_stand_beside_random_images_and_are_explained(run, text):
+    rows = {
+        row: {"convnet": result(0.6 + 0.01 * i)} for i, row in enumerate(PICKS)
+    }
+    write_eval(run, full_data={"convnet": result(0.98)}, **rows)
+    table = section(page(run), "results")
+    assert [row[2] for row in cells(table)] == [
+        f"{score} ± 2.5%" for score in ("60.0", "61.0", "62.0", "63.0", "98.0")
+    ]
+    sentences = ("Herding picks", "K-centre begins", "Class means are")
+    for sentence in (*sentences, "Features are what the head"):
+        assert sentence in table
+        assert sentence not in section(text, "results")
+    del rows["herding"], rows["class_means"]
+    write_eval(run, **rows)
+    table = section(page(run), "results")
+    assert [sentence in table for sentence in sentences] == [False, True, False]
+
+
+def summary_with(run, gain):
+    write_eval(
+        run,
+        distilled={"convnet": result(0.912, gain_over_random=gain)},
+        random_real={"convnet": result(0.583)},
+    )
+    return page(run)
+
+
+def test_the_gain_over_random_images_is_told(run):
+    gain = {"mean": 0.329, "low": 0.1, "high": 0.558}
+    assert (
+        "reach <strong>58.3 ± 2.5%</strong>. Distilling is worth +32.9 points "
+        "over them (95% interval +10.0 to +55.8), beyond chance."
+    ) in re.sub(r"\s+", " ", summary_with(run, gain))
+    gain = {"mean": -0.329, "low": -0.558, "high": -0.1}
+    assert "\N{MINUS SIGN}10.0), beyond chance" in summary_with(run, gain)
+    gain = {"mean": 0.01, "low": -0.1, "high": 0.12}
+    assert "+12.0), which may be chance." in summary_with(run, gain)
+    gain = {"mean": 0.01, "low": None, "high": None}
+    assert "worth +1.0 points over them." in summary_with(run, gain)
+
+
+def test_the_gain_is_of_what_states_were_selected_by(run):
+    config = json.loads((run / "config.json").read_text())
+    config["config"]["evaluate.metric"] = "balanced_accuracy"
+    (run / "config.json").write_text(json.dumps(config))
+    found = unbalanced(0.9, [0.5, 0.7])
+    for side, mean in ((found, 0.3), (found["balanced_accuracy"], 0.02)):
+        side["gain_over_random"] = {"mean": mean, "low": 0.01, "high": 0.5}
+    write_eval(
+        run,
+        distilled={"convnet": found},
+        random_real={"convnet": unbalanced(0.6, [0.5, 0.5])},
+    )
+    text = page(run)
+    assert "worth +2.0 points" in text and "+30.0" not in text
+
+
+def test_the_length_of_a_training_on_the_whole_data_is_told(run, text):
+    how = {"steps": 2000, "learning_rate": 0.03, "cut": False}
+    short = how | {"steps": 42, "learning_rate": 0.1, "cut": True}
+    networks = {"convnet": result(0.9, **how), "<i>mlp": result(0.9, **short)}
+    write_eval(run, full_data=networks)
+    table = section(page(run), "results")
+    assert (
+        "a convnet took 2,000 steps of SGD with momentum, at a rate that falls "
+        "from 0.03 to 0, where doubling no longer raised"
+    ) in table
+    assert (
+        "a &lt;i&gt;mlp took 42 steps of SGD with momentum, at a rate that "
+        "falls from 0.1 to 0: as many as evaluate.full_steps allows"
+    ) in table
+    assert "steps of SGD" not in text  # of an older library
+
+
 def test_recall_by_class_under_the_names_of_classes(run):
     write_eval(
         run,

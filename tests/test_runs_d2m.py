@@ -43,7 +43,7 @@ def first(runs):
     real = evaluate.evaluate
 
     def spy(key, sample_fn, test, module, **kwargs):
-        tested.append(len(test.labels))
+        tested.append((len(test.labels), len(sample_fn(key).images)))
         return real(key, sample_fn, test, module, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -79,7 +79,14 @@ def test_all_artefacts_and_rows_are_there(first, runs):
         *(
             f"stored/{ipc}/{what}"
             for ipc in (1, 2)
-            for what in ("distilled", "pretrained", "random_real")
+            for what in (
+                "distilled",
+                "pretrained",
+                "random_real",
+                "herding",
+                "k_centre",
+                "class_means",
+            )
         ),
         "stream/1/distilled",
         "stream/1/pretrained",
@@ -93,10 +100,17 @@ def test_states_are_selected_without_the_test_images(first, task):
         len(part.labels) for part in (task.splits.held_out, task.splits.test)
     )
     assert held_out != test
-    _, tested = first
+    _, found = first
+    tested = [images for images, _ in found]
     # The pre-training's quality is measured before, and decides nothing.
     assert tested[:4] == [test, held_out, held_out, held_out]
-    assert set(tested[4:]) == {test}
+    # Nor is the length of a training on the whole data: three rates, and one
+    # that is twice as long.
+    whole = len(task.splits.train.labels)
+    assert [n for n, given in found[4:] if given == whole] == (
+        [held_out] * 4 + [test]
+    )
+    assert {n for n, given in found[4:] if given < whole} == {test}
 
 
 def test_a_finished_run_says_so(first, runs, capsys):

@@ -11,7 +11,7 @@ from small import IADD
 
 from ddjax import artifact, evaluate, parallel, presets
 from ddjax.data import preprocess
-from ddjax.runs import iadd, prepare, scores
+from ddjax.runs import ceiling, iadd, prepare, scores
 from ddjax.runs.workdir import Shared
 from ddjax.settings import Settings
 from ddjax.types import InputError
@@ -45,12 +45,14 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first(runs):
-    """A finished run, and every evaluation that was made for it."""
+    """A finished run, and every evaluation that was made for it: the images
+    tested on, and how many were trained on."""
     tested = []
     real = evaluate.evaluate
 
     def spy(key, sample_fn, test, module, **kwargs):
-        tested.append(np.array(test.images))
+        given = len(sample_fn(key).images)
+        tested.append((np.array(test.images), given))
         return real(key, sample_fn, test, module, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -80,14 +82,18 @@ def test_all_artefacts_are_there(first):
     ):
         assert (run / name).exists(), name
     table = json.loads((run / "eval.json").read_text())
-    for row in (
+    assert list(table) == [
         "distilled",
         "distilled_last",
-        "random_real",
         "real_initial",
+        "random_real",
+        "herding",
+        "k_centre",
+        "class_means",
         "full_data",
         "best_of_looks",
-    ):
+    ]
+    for row in table:
         score = table[row]["convnet"]
         assert len(score["accuracies"]) == 2
         assert 0 <= score["mean"] <= 1
@@ -96,6 +102,38 @@ def test_all_artefacts_are_there(first):
     assert json.loads((run / "config.json").read_text())["command"] == (
         "a command"
     )
+
+
+def test_the_table_says_what_distilling_is_worth(first, capsys):
+    table = json.loads((first[0] / "eval.json").read_text())
+    rows = [table[row]["convnet"] for row in ("distilled", "random_real")]
+    for metric in (lambda row: row, lambda row: row["balanced_accuracy"]):
+        distilled, real = map(metric, rows)
+        gain = distilled["gain_over_random"]
+        assert (
+            gain
+            == evaluate.difference(
+                distilled["accuracies"], real["accuracies"]
+            )._asdict()
+        )
+        assert gain["mean"] == pytest.approx(distilled["mean"] - real["mean"])
+    scores.print_table(table)
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("distilled - random_real")
+    assert f"{100 * (rows[0]['mean'] - rows[1]['mean']):+.2f} points" in last
+    report = (first[0] / "report.html").read_text()
+    assert "Distilling is worth" in report
+
+
+def test_the_whole_data_has_steps_of_its_own(first):
+    """At most 42, of 64 of 1,284 images: two epochs of 21."""
+    table = json.loads((first[0] / "eval.json").read_text())
+    score = table["full_data"]["convnet"]
+    assert score["steps"] in (21, 42)
+    assert score["learning_rate"] in ceiling.RATES
+    assert score["cut"] in (True, False)
+    report = (first[0] / "report.html").read_text()
+    assert f"took {score['steps']} steps" in report
 
 
 def test_the_distilled_file_needs_numpy_alone(first):
@@ -126,11 +164,20 @@ def test_states_are_selected_without_the_test_images(first, runs):
     folder, _ = runs
     splits, _ = prepare.load(DIGITS.data, 0, folder / "data")
     assert len(splits.held_out.labels) != len(splits.test.labels)
-    looks = [images for images in tested[:3]]  # at 0, 6 and 12 updates
-    for images in looks:
+    looks = tested[:3]  # at 0, 6 and 12 updates
+    for images, given in looks:
         np.testing.assert_array_equal(images, splits.held_out.images)
-    for images in tested[3:]:
-        np.testing.assert_array_equal(images, splits.test.images)
+        assert given == 10
+    # The length of a training on the whole data is chosen so too: three
+    # rates, and one that is twice as long.
+    whole = [images for images, given in tested[3:] if given > 10]
+    assert len(whole) == 3 + 1 + 1
+    for images in whole[:-1]:
+        np.testing.assert_array_equal(images, splits.held_out.images)
+    np.testing.assert_array_equal(whole[-1], splits.test.images)
+    for images, given in tested[3:]:
+        if given == 10:
+            np.testing.assert_array_equal(images, splits.test.images)
     held_out = {
         row["step"]: row["held_out_accuracy"]
         for row in rows_of(run)

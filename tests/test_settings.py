@@ -29,6 +29,17 @@ def test_there_and_back():
     assert Settings.of(bounds).iadd.learning_rate_bounds == (1e-5, 0.5)
 
 
+def test_baselines_have_one_order():
+    def names(joined):
+        return Settings.of(
+            {"evaluate.baselines": joined}
+        ).evaluate.baseline_names
+
+    assert Settings().evaluate.baseline_names == settings.BASELINES
+    assert names(" class_means,herding") == ("herding", "class_means")
+    assert names("") == ()
+
+
 def test_a_part_is_static_under_jit():
     traced = []
 
@@ -122,6 +133,8 @@ REFUSED = [
     ("evaluate.metric", "f1", "accuracy or balanced_accuracy, not 'f1'"),
     ("evaluate.models", "convnet,vgg", "evaluate.models: .*'vgg'"),
     ("evaluate.models", ",", "evaluate.models must name a network"),
+    ("evaluate.baselines", "herding,kmeans", "herding, k_centre, class_means"),
+    ("evaluate.full_steps", -1, "evaluate.full_steps must not be negative"),
     ("evaluate.networks", 0, "evaluate.networks must be at least 1"),
     ("log.every", 0, "log.every must be at least 1"),
 ]

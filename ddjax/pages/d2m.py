@@ -44,6 +44,13 @@ _WHAT = {
     "distilled": "Distilled",
     "pretrained": "Before distillation",
     "random_real": "Random real",
+    "herding": "Herding",
+    "k_centre": "K-centre",
+    "class_means": "Class means",
+}
+_RECALLS = {
+    **{row: _WHAT[row] for row in ("distilled", "pretrained", "random_real")},
+    "full_data": "All data",
 }
 _CURVES = {
     "Loss": {"loss": "loss"},
@@ -107,9 +114,9 @@ def write_page(workdir: Path) -> Path:
         gain=_gain(*map(reached["results"].get, ("distilled", "pretrained"))),
         pictures=_samples(workdir, metadata, command),
         results=_results(protocols, metric),
-        recall=scores.recall(
-            middle, metadata, {**_WHAT, "full_data": "All data"}
-        ),
+        picks=[what for what in middle if what in _WHAT],
+        ceiling=scores.ceiling(full),
+        recall=scores.recall(middle, metadata, _RECALLS),
         curves=curves,
         pretraining=gan.pretraining_values(
             workdir, metadata["class_names"], command
@@ -145,10 +152,10 @@ def _gain(
     if not pair[0] or len(pair[0]) != len(pair[1]):
         return ""
     gain = evaluate.summarise(np.subtract(*pair))
-    text = f"{round(100 * gain.mean, 1) + 0:+.1f}"  # + 0: not -0.0
+    text = page.points(gain.mean)
     if len(pair[0]) > 1:
         text += f" ± {100 * gain.ci95:.1f}"
-    return text.replace("-", "\N{MINUS SIGN}")
+    return text
 
 
 def _samples(

@@ -29,6 +29,9 @@ _ROWS = {
     "distilled_last": "Distilled images, last state",
     "real_initial": "The real images they started from",
     "random_real": "As many real images, picked at random",
+    "herding": "As many real images, picked by herding",
+    "k_centre": "As many real images, picked by k-centre",
+    "class_means": "As many means of each class's images",
     "full_data": "All training data",
 }
 _BIASED = "best_of_looks"
@@ -116,6 +119,8 @@ def write_page(workdir: Path) -> Path:
         effort=artefacts.effort(records),
         pictures=_pictures(workdir, data, metadata),
         results=_results(rows),
+        picks=list(rows),
+        ceiling=scores.ceiling(rows),
         recall=scores.recall(rows, metadata, _RECALLS),
         mended="; ".join(
             str(record["mended"]) for record in records if "mended" in record

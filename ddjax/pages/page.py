@@ -52,6 +52,12 @@ def score(result: Mapping[str, Any]) -> str:
     return text + "%"
 
 
+def points(share: float) -> str:
+    """A difference of shares, 0.123 as +12.3, its sign as typeset."""
+    text = f"{round(100 * share, 1) + 0:+.1f}"  # + 0: not -0.0
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
 def words(metric: str) -> str:
     """A metric's name as it stands in a sentence."""
     return metric.replace("_", " ")
@@ -86,7 +92,7 @@ ENVIRONMENT = jinja2.Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-for _filter in (duration, one_line, percent, quoted, score, words):
+for _filter in (duration, one_line, percent, points, quoted, score, words):
     ENVIRONMENT.filters[_filter.__name__] = _filter
 ENVIRONMENT.filters["grouped"] = "{:,}".format  # 1,234
 

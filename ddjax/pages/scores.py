@@ -94,6 +94,17 @@ def reached(
     }
 
 
+def ceiling(rows: Mapping[str, Results]) -> list[dict[str, Any]]:
+    """How networks were trained on the whole data, where it was recorded:
+    [{"network", "steps", "learning_rate", "cut"}]."""
+    names = ("steps", "learning_rate", "cut")
+    return [
+        {"network": network} | {name: result[name] for name in names}
+        for network, result in rows.get("full_data", {}).items()
+        if all(name in result for name in names)
+    ]
+
+
 def recall(
     scores: Mapping[str, Results],
     metadata: Mapping[str, Any],

@@ -14,12 +14,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddjax import artifact, d2m, files, models, parallel, training
+from ddjax import artifact, d2m, evaluate, files, models, parallel, training
 from ddjax.data import classes, preprocess, sources
 from ddjax.pages import d2m as page
 from ddjax.pages import gan as gan_page
 from ddjax.pages.pictures import save_picture
-from ddjax.runs import gan, loop, prepare, protocols, scores, teachers, workdir
+from ddjax.runs import (
+    baselines,
+    ceiling,
+    gan,
+    loop,
+    prepare,
+    protocols,
+    scores,
+    teachers,
+    workdir,
+)
 from ddjax.settings import D2m, Settings
 from ddjax.types import InputError
 
@@ -381,8 +391,9 @@ def final_scores(
     """eval.json: generated images before and after, real ones, the whole data.
 
     Rows are PROTOCOL/IPC/WHAT: stored/10/distilled, stored/10/pretrained,
-    stored/10/random_real, stream/50/distilled, stream/50/pretrained; and
-    full_data.
+    stored/10/random_real, stored/10/herding and the other picks,
+    stream/50/distilled, stream/50/pretrained; and full_data. With
+    d2m.networks=random there are no teachers, and no picks by their features.
     """
     table = protocols.generated_scores(
         settings,
@@ -390,15 +401,30 @@ def final_scores(
         given,
         {"distilled": found.params, "pretrained": given.params},
     )
-    for model, module, score in scores.tests_of(task, settings.evaluate):
-        for ipc, recipe in protocols.recipes_of(settings).items():
+    part, recipes = settings.evaluate, protocols.recipes_of(settings)
+    names, trained = part.baseline_names, None
+    if names and settings.d2m.networks == "trained":
+        store = teachers.train(settings, task, teachers_folder)
+        trained = store.snapshot(0, store.epochs)
+    picks = baselines.pick(names, task, trained, list(recipes))
+    for model, module, score in scores.tests_of(task, part):
+
+        def add(row, result, model=model, **more):
+            table.setdefault(row, {})[model] = scores.as_json(result) | more
+
+        for ipc, recipe in recipes.items():
             result = scores.random_real(settings, task, score, recipe, ipc)
-            row = f"stored/{ipc}/random_real"
-            table.setdefault(row, {})[model] = scores.as_json(result)
-        result = scores.full_data(
+            add(f"stored/{ipc}/random_real", result)
+            for name, data in picks[ipc].items():
+                result = scores.given_real(
+                    settings, score, recipe, evaluate.stored(*data)
+                )
+                add(f"stored/{ipc}/{name}", result)
+        whole, how = ceiling.full_data(
             settings, task, model, module, score, teachers_folder
         )
-        table.setdefault("full_data", {})[model] = scores.as_json(result)
+        add("full_data", whole, **how)
+    scores.add_gains(table)
     return table
 
 

@@ -28,7 +28,16 @@ from ddjax import importance as importance_lib
 from ddjax.data import classes, preprocess
 from ddjax.pages import iadd as page
 from ddjax.pages.pictures import save_picture
-from ddjax.runs import loop, plan, prepare, scores, teachers, workdir
+from ddjax.runs import (
+    baselines,
+    ceiling,
+    loop,
+    plan,
+    prepare,
+    scores,
+    teachers,
+    workdir,
+)
 from ddjax.settings import Iadd, Settings
 from ddjax.types import InputError, Segment
 
@@ -324,7 +333,7 @@ def conclude(
     chosen = _load_look(folder, selected)
     at_looks = {step: _load_look(folder, step) for step in looks}
     table = final_scores(
-        settings, task, initial, at_looks, selected, teachers_folder
+        settings, task, initial, at_looks, selected, store, teachers_folder
     )
     write_difference(settings, folder, task, store, state)
     names = task.splits.train.class_names
@@ -411,6 +420,7 @@ def final_scores(
     initial: iadd.Distilled,
     looks: dict[int, iadd.Distilled],
     selected: int,
+    store: trajectories.Teachers,
     teachers_folder: Path,
 ) -> dict[str, dict[str, Any]]:
     """eval.json: the selected state, the last, and what they stand beside."""
@@ -418,7 +428,11 @@ def final_scores(
     key = jax.random.fold_in(jax.random.key(settings.seed), _FINAL)
     recipe = scores.recipe_of(part)
     table: dict[str, dict[str, Any]] = {}
-    bar = loop.progress("test", 5 * len(part.model_names), unit="row")
+    ipc = settings.iadd.ipc
+    trained = store.snapshot(0, store.epochs)
+    picks = baselines.pick(part.baseline_names, task, trained, [ipc])[ipc]
+    rows = (5 + len(picks)) * len(part.model_names)
+    bar = loop.progress("test", rows, unit="row")
     for model, module, score in scores.tests_of(task, part):
 
         def on(data, rate=None, score=score):
@@ -442,23 +456,24 @@ def final_scores(
         add("distilled", at_looks[selected])
         add("distilled_last", at_looks[max(looks)])
         bar.update()
-        ipc = settings.iadd.ipc
+        add("real_initial", on(initial, part.real_learning_rate))
+        bar.update()
         add(
             "random_real",
             scores.random_real(settings, task, score, recipe, ipc),
         )
         bar.update()
-        add("real_initial", on(initial, part.real_learning_rate))
-        bar.update()
-        add(
-            "full_data",
-            scores.full_data(
-                settings, task, model, module, score, teachers_folder
-            ),
+        for name, data in picks.items():
+            add(name, on(data, part.real_learning_rate))
+            bar.update()
+        whole, how = ceiling.full_data(
+            settings, task, model, module, score, teachers_folder
         )
+        add("full_data", whole, **how)
         bar.update()
         add("best_of_looks", at_looks[best], looks=len(at_looks), step=best)
     bar.close()
+    scores.add_gains(table)
     return table
 
 

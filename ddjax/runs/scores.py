@@ -2,14 +2,13 @@
 
 eval.json is {row: {network: {mean, std, ci95, accuracies, balanced_accuracy,
 recall}}}; accuracies lie in 0..1. A table is built row by row; whatever is
-distilled stands beside random real images and the whole data.
+distilled stands beside random real images, other cheap picks and the whole
+data, and says how far it is above random real images.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddjax import augment, evaluate, files, metrics, training
-from ddjax.data import classes, preprocess, sources
+from ddjax import augment, evaluate, metrics, training
+from ddjax.data import classes, preprocess
 from ddjax.runs.prepare import Task, as_input
-from ddjax.runs.teachers import recipe_of as teachers_recipe
 from ddjax.settings import METRICS, Evaluate, Settings
 from ddjax.types import Batch, InputError
 
 __all__ = [
+    "add_gains",
     "as_json",
     "by_metric",
-    "full_data",
+    "given_real",
     "held_out",
     "line",
     "print_table",
@@ -42,7 +41,6 @@ Score = Callable[..., evaluate.EvalResult]
 
 # What the draws of random real images are folded with; the number is a name.
 _RANDOM_REAL = 5
-_FULL_DATA = 4
 
 
 def recipe_of(part: Evaluate) -> training.Recipe:
@@ -65,14 +63,19 @@ def by_metric(score: evaluate.EvalResult, metric: str) -> evaluate.EvalResult:
 # What states are selected by -------------------------------------------------
 
 
-def held_out(task: Task) -> Score:
-    """``evaluate.evaluate`` of the task's network on the held-out images."""
+def held_out(task: Task, module: Any = None) -> Score:
+    """``evaluate.evaluate`` on the held-out images.
+
+    Args:
+      task: data and network.
+      module: the network; the task's by default.
+    """
     part = task.splits.held_out
     images, left = as_input(part.images, task.preprocessing)
     return functools.partial(
         evaluate.evaluate,
         test=Batch(images, part.labels),
-        module=task.module,
+        module=module or task.module,
         test_preprocessing=left,
     )
 
@@ -146,71 +149,6 @@ def tests_of(
         )
 
 
-def full_data(
-    settings: Settings,
-    task: Task,
-    model: str,
-    module: Any,
-    score: Score,
-    folder: Path,
-) -> evaluate.EvalResult:
-    """Networks trained on all training images, as the teachers are.
-
-    They do not depend on what is distilled: a file beside the teachers shares
-    them between runs.
-
-    Args:
-      settings: of the run.
-      task: data and network.
-      model: the network's name.
-      module: the network.
-      score: of it.
-      folder: the parent of all teachers.
-    """
-    recipe = teachers_recipe(settings.teacher)
-    count = settings.evaluate.networks
-    shaped_by = {
-        "data": sources.fingerprint(task.splits.train, task.splits.test),
-        "preprocess": settings.data.preprocess,
-        "model": repr(module),
-        "recipe": recipe._asdict(),
-        "learning_rate": settings.teacher.learning_rate,
-        "seed": settings.seed,
-        "networks": count,
-        "jax": jax.__version__,
-        "backend": jax.default_backend(),
-    }
-    digest = hashlib.sha256(json.dumps(shaped_by, sort_keys=True).encode())
-    path = folder / f"full_data-{model}-{digest.hexdigest()[:12]}.json"
-    try:
-        found = json.loads(path.read_text())
-        return evaluate.summarise(
-            found["accuracy"], np.array(found["recall"], np.float64)
-        )
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        pass  # not there, or damaged: it can be had again
-    data, left = task.training_data()
-    key = jax.random.fold_in(jax.random.key(settings.seed), _FULL_DATA)
-    result = score(
-        key,
-        evaluate.stored(*data) if isinstance(data, Batch) else data,
-        recipe=recipe,
-        learning_rate=settings.teacher.learning_rate,
-        num_networks=count,
-        preprocessing=left,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(
-        path,
-        {
-            "accuracy": result.accuracy.tolist(),
-            "recall": [_without_nan(row) for row in result.recall],
-            "shaped_by": shaped_by,
-        },
-    )
-    return result
-
-
 def random_real(
     settings: Settings,
     task: Task,
@@ -235,6 +173,32 @@ def random_real(
         score,
         key,
         drawn,
+        settings.evaluate.networks,
+        recipe=recipe,
+        learning_rate=settings.evaluate.real_learning_rate,
+    )
+
+
+def given_real(
+    settings: Settings,
+    score: Score,
+    recipe: training.Recipe,
+    sample_fn: Any,
+) -> evaluate.EvalResult:
+    """The same images for every network, trained on as random real ones are.
+
+    Network i has the first parameters that it has with ``random_real``.
+
+    Args:
+      settings: the evaluate part and the seed count.
+      score: of the network.
+      recipe: of the training.
+      sample_fn: of ``evaluate.stored``.
+    """
+    return one_by_one(
+        score,
+        jax.random.fold_in(jax.random.key(settings.seed), _RANDOM_REAL),
+        lambda key: sample_fn,
         settings.evaluate.networks,
         recipe=recipe,
         learning_rate=settings.evaluate.real_learning_rate,
@@ -271,7 +235,7 @@ def as_json(result: evaluate.EvalResult) -> dict[str, Any]:
     """A result with balanced accuracy and recalls, for eval.json."""
     return _figures(result) | {
         "balanced_accuracy": _figures(evaluate.balanced(result)),
-        "recall": _without_nan(result.recall.mean(0)),
+        "recall": without_nan(result.recall.mean(0)),
     }
 
 
@@ -284,9 +248,34 @@ def _figures(result: evaluate.EvalResult) -> dict[str, Any]:
     }
 
 
-def _without_nan(recall: np.ndarray) -> list[float | None]:
+def without_nan(recall: np.ndarray) -> list[float | None]:
     """JSON has no NaN: None is a class without test images."""
     return [None if np.isnan(value) else value for value in recall.tolist()]
+
+
+def add_gains(table: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes into what is distilled how far it is above random real images.
+
+    Each row distilled, or PROTOCOL/IPC/distilled, beside which there is such
+    a row random_real, gets ``gain_over_random`` {mean, low, high}, of accuracy
+    and within ``balanced_accuracy``: a difference of independent networks with
+    its 95% interval; see ``evaluate.difference``.
+
+    Args:
+      table: eval.json's, changed in place.
+    """
+    for row, by_model in table.items():
+        *before, what = row.split("/")
+        beside = table.get("/".join([*before, "random_real"]), {})
+        if what != "distilled":
+            continue
+        for model in by_model.keys() & beside.keys():
+            pair = by_model[model], beside[model]
+            for side in (pair, [score["balanced_accuracy"] for score in pair]):
+                found = evaluate.difference(
+                    *(score["accuracies"] for score in side)
+                )
+                side[0]["gain_over_random"] = found._asdict()
 
 
 def line(model: str, score: evaluate.EvalResult) -> str:
@@ -300,10 +289,25 @@ def line(model: str, score: evaluate.EvalResult) -> str:
     )
 
 
+def gain_line(gain: Mapping[str, float | None]) -> str:
+    """How far above random real images, for a person, in points."""
+    text = f"{100 * gain['mean']:+.2f} points"
+    if gain["low"] is None:
+        return text
+    low, high = 100 * gain["low"], 100 * gain["high"]
+    told = "above 0" if low > 0 else "below 0" if high < 0 else "holds 0"
+    return f"{text} (95% interval {low:+.2f} .. {high:+.2f}: {told})"
+
+
 def print_table(table: Mapping[str, Mapping[str, Any]]) -> None:
-    """A line for each row and network."""
+    """A line for each row and network, and below them one for each gain."""
     wide = max(map(len, table), default=0)
     for row, by_model in table.items():
         for model, score in by_model.items():
             result = evaluate.summarise(score["accuracies"])
             print(f"{row:{wide}}  {line(model, result)}")
+    for row, by_model in table.items():
+        for model, score in by_model.items():
+            if "gain_over_random" in score:
+                found = gain_line(score["gain_over_random"])
+                print(f"{row} - random_real  {model:8} {found}")

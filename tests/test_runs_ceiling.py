@@ -1,0 +1,142 @@
+"""The whole data: trained for as long as it helps, and no longer."""
+
+import json
+
+import numpy as np
+import pytest
+from small import IADD
+
+from ddjax import evaluate
+from ddjax.runs import ceiling, prepare, scores
+from ddjax.settings import Settings
+
+SETTINGS = Settings.of({"data.source": "digits", **IADD})
+
+
+def search(curve, first=10, most=None, error=0.01):
+    """What is chosen, and what was tried for it."""
+    tried = []
+
+    def score(epochs, rate):
+        tried.append((epochs, rate))
+        return curve(epochs, rate), error
+
+    return ceiling.choose(score, first, most), tried
+
+
+RATE = ceiling.RATES[0]
+
+
+def test_rates_are_compared_at_the_shortest_length():
+    found, tried = search(lambda epochs, rate: -abs(rate - 0.1))
+    assert found.learning_rate == 0.1
+    assert tried[:3] == [(10, rate) for rate in ceiling.RATES]
+    assert {rate for _, rate in tried[3:]} == {0.1}
+    # The first of equals.
+    assert search(lambda *_: 0.5)[0].learning_rate == RATE
+
+
+def test_doubled_until_it_gains_less_than_chance_would():
+    scores_at = {10: 0.5, 20: 0.6, 40: 0.7, 80: 0.705, 160: 0.9}
+    found, tried = search(lambda epochs, _: scores_at[epochs])
+    assert [epochs for epochs, _ in tried[3:]] == [20, 40, 80]
+    assert found == (80, RATE, False)
+    scores_at[80] = 0.695  # no worse than chance would have it
+    assert search(lambda epochs, _: scores_at[epochs])[0] == (80, RATE, False)
+    scores_at[80] = 0.68
+    assert search(lambda epochs, _: scores_at[epochs])[0] == (40, RATE, False)
+
+
+@pytest.mark.parametrize(
+    "most, lengths, chosen, cut",
+    [
+        (10, [], 10, True),  # nothing to compare it with
+        (25, [20, 25], 25, True),
+        (40, [20, 40], 40, True),
+        (85, [20, 40, 80], 80, False),
+        (80, [20, 40, 80], 80, False),
+    ],
+)
+def test_the_bound_is_kept_and_told(most, lengths, chosen, cut):
+    found, tried = search(lambda epochs, _: min(epochs, 40) / 100, most=most)
+    assert [epochs for epochs, _ in tried[3:]] == lengths
+    assert found == (chosen, RATE, cut)
+
+
+def test_a_perfect_score_ends_the_search():
+    found, _ = search(lambda *_: 1.0, error=0.0)
+    assert found == (20, RATE, False)
+
+
+@pytest.mark.parametrize(
+    "full_steps, steps_of, expected",
+    [
+        (0, 21, (23, None)),  # 500 steps
+        (0, 9999, (1, None)),
+        (32_000, 21, (23, 1523)),
+        (400, 21, (4, 19)),  # a quarter of the bound
+        (3, 21, (1, 1)),
+    ],
+)
+def test_bounds_in_whole_epochs(full_steps, steps_of, expected):
+    part = SETTINGS.changed({"evaluate.full_steps": full_steps}).evaluate
+    assert ceiling._bounds(part, steps_of) == expected
+
+
+def test_standard_error():
+    """Against draws of as many images."""
+    labels = np.repeat([0, 1], [90, 10])
+    recall = np.array([0.9, 0.4, np.nan])
+    rng = np.random.default_rng(0)
+    hits = np.stack(
+        [rng.binomial(90, 0.9, 20_000), rng.binomial(10, 0.4, 20_000)], 1
+    )
+    for metric, drawn in (
+        ("accuracy", hits.sum(1) / 100),
+        ("balanced_accuracy", (hits / [90, 10]).mean(1)),
+    ):
+        found = ceiling._standard_error(recall, labels, metric)
+        assert found == pytest.approx(drawn.std(), rel=0.03)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    return prepare.task(
+        SETTINGS.data, SETTINGS.model, 0, tmp_path_factory.mktemp("data")
+    )
+
+
+def full_data(task, folder, **fields):
+    settings = SETTINGS.changed({"evaluate.networks": 1} | fields)
+    model, module, score = next(scores.tests_of(task, settings.evaluate))
+    return ceiling.full_data(settings, task, model, module, score, folder)
+
+
+def test_kept_beside_the_teachers(task, tmp_path, monkeypatch):
+    result, how = full_data(task, tmp_path)
+    (path,) = tmp_path.glob("full_data-convnet-*.json")
+    kept = json.loads(path.read_text())
+    *rates, twice = kept["searched"]
+    assert [row[0] for row in kept["searched"]] == [21] * 3 + [42]
+    best = max(rates, key=lambda row: row[2])
+    assert how["learning_rate"] == best[1] == twice[1]
+    assert how["steps"] == kept["steps"]
+    assert how["cut"] == (twice[2] - best[2] > best[3])
+    # Read, not trained again.
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "evaluate", pytest.fail)
+        again, told = full_data(task, tmp_path)
+        np.testing.assert_array_equal(again.accuracy, result.accuracy)
+        np.testing.assert_array_equal(again.recall, result.recall)
+        assert told == how
+    # One that an older library wrote, or a damaged one, is made again.
+    for text in (json.dumps(kept | {"cut": None})[:-9], '{"accuracy": [1]}'):
+        path.write_text(text)
+        again, _ = full_data(task, tmp_path)
+        np.testing.assert_array_equal(again.accuracy, result.accuracy)
+    # Another bound is another training, and teachers do not matter.
+    full_data(task, tmp_path, **{"teacher.learning_rate": 0.5})
+    assert len(list(tmp_path.iterdir())) == 1
+    _, how = full_data(task, tmp_path, **{"evaluate.full_steps": 21})
+    assert len(list(tmp_path.iterdir())) == 2
+    assert (how["steps"], how["cut"]) == (21, True)
