@@ -33,22 +33,24 @@ def test_parameter_counts():
     assert count(biggan.Critic(**IMAGENET)) == 87_982_370
 
 
-@pytest.mark.parametrize("size", biggan.SIZES)
+@pytest.mark.parametrize("size", [*biggan.SIZES, 5, 28, 33, 100])
 def test_every_size_makes_images_of_that_size(size):
-    blocks = int(np.log2(size)) - 2
+    made = biggan.made_size(size)
+    assert made in biggan.SIZES and made // 2 < max(size, 5) <= made
+    blocks = int(np.log2(made)) - 2
     generator = biggan.Generator(
         num_classes=3,
         size=size,
         width=8,
         noise=4 * (blocks + 1),
         embedding=5,
-        attention=size // 2 if size > 8 else 0,
+        attention=made // 2 if made > 8 else 0,
     )
     critic = biggan.Critic(
         num_classes=3,
         size=size,
         width=8,
-        attention=8 if size > 8 else 0,  # a side that several blocks have
+        attention=8 if made > 8 else 0,  # a side that several blocks have
     )
 
     def both(key):
@@ -68,6 +70,32 @@ def test_every_size_makes_images_of_that_size(size):
     images, scores = jax.eval_shape(both, jax.random.key(0))
     assert images.shape == (2, size, size, 3)
     assert scores.shape == (2,)
+
+
+@pytest.mark.parametrize("size, begin", [(5, 1), (6, 1)])
+def test_other_sides_are_cut_out_of_the_next(size, begin):
+    """The same parameters as of the next size, and its images' middle."""
+    module, params, noise, labels = small_folded()
+    images = module.apply({"params": params}, noise, labels)
+    cut = module.clone(size=size).apply({"params": params}, noise, labels)
+    some = slice(begin, begin + size)
+    np.testing.assert_allclose(cut, images[:, some, some], atol=1e-6)
+    framed = biggan._framed(cut, 8)
+    assert framed.shape == images.shape
+    np.testing.assert_array_equal(biggan._middle(framed, size), cut)
+    # The frame is all there is to a critic of another side.
+    critic = biggan.Critic(num_classes=3, size=8, width=2)
+    params, spectral = jax.jit(
+        lambda key: biggan.initialise(critic, key, 1)
+    )(jax.random.key(0))  # fmt: skip
+    end = 8 - size - begin
+    around = ((0, 0), (begin, end), (begin, end), (0, 0))
+    variables = {"params": params, "spectral": spectral}
+    np.testing.assert_allclose(
+        critic.clone(size=size).apply(variables, cut, labels),
+        critic.apply(variables, jnp.pad(cut, around), labels),
+        rtol=1e-5,
+    )
 
 
 @functools.cache
@@ -223,7 +251,8 @@ def test_attention_by_hand():
 @pytest.mark.parametrize(
     "fields, words",
     [
-        (dict(size=12), "8, 16, 32, 64, 128"),
+        (dict(size=129), "1 to 128 pixels a side, not 129"),
+        (dict(size=0), "1 to 128 pixels a side, not 0"),
         (dict(size=8, embedding=4, noise=5), "multiple of 2"),
     ],
 )

@@ -1,5 +1,6 @@
 """D2M from settings to results, in this process."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from small import D2M
 
+import ddjax
 from ddjax import artifact, evaluate, parallel
 from ddjax.runs import d2m, gan, generate, prepare
 from ddjax.runs.workdir import Shared
@@ -228,6 +230,84 @@ def test_tested_again(first, task, capsys):
     for row in ("stored/2/distilled", "stream/1/pretrained"):
         mean = f"{100 * table_of(run)[row]['convnet']['mean']:.2f} %"
         assert any(row in line and mean in line for line in said)
+
+
+# Sides that no generator has -------------------------------------------------
+
+
+def arrays_of(path, height, width):
+    """Fields for a set of noise, ten grey images of each of two classes."""
+    rng = np.random.default_rng(0)
+    named = {}
+    for part in ("train", "test"):
+        shape = (20, height, width, 1)
+        named[f"{part}_images"] = rng.integers(0, 256, shape, dtype=np.uint8)
+        named[f"{part}_labels"] = np.arange(20) % 2
+    np.savez(path, **named)
+    return {"data.source": "npz", "data.data_dir": str(path)}
+
+
+def test_images_of_any_side(runs, tmp_path):
+    """28 pixels, as MNIST has: no other side is seen after the generator."""
+    fields = arrays_of(tmp_path / "noise.npz", 28, 28)
+    run = runs[1]("side28", **fields, **{"d2m.iterations": 2})
+    assert set(table_of(run)) > {"stored/1/distilled", "stream/1/pretrained"}
+    assert (run / "report.html").exists()
+    with np.load(run / "samples.npz") as file:
+        sides = {name: file[name].shape[1:3] for name in file.files}
+    del sides["labels"]
+    assert set(sides.values()) == {(28, 28)} and len(sides) == 3
+    for path in run.glob("pretraining/samples/*.npz"):
+        assert np.load(path)["images"].shape[1:] == (28, 28, 1)
+    generate.run(run, tmp_path / "made", ipc="2")
+    made = ddjax.load(tmp_path / "made").images
+    assert made.shape == (4, 28, 28, 1)
+    opened = ddjax.load(run)
+    assert "28 x 28 x 1" in repr(opened)
+    again = opened.generate([0, 0, 1, 1])
+    np.testing.assert_array_equal(again, made)
+    # It is made of a larger image, whose middle it is; nothing but the side
+    # in the file says so, and the file of a side that there is says the same
+    # fields as ever.
+    path = run / "generator" / "distilled.npz"
+    found = artifact.load_generator(path)
+    assert found.apply.module.size == 28
+    whole = found._replace(
+        apply=dataclasses.replace(
+            found.apply, module=found.apply.module.clone(size=32)
+        )
+    )
+    artifact.save_generator(tmp_path / "whole.npz", whole)
+    with np.load(tmp_path / "whole.npz") as file:
+        said = json.loads(str(file["metadata"]))["generator"]
+    assert said == {
+        "num_classes": 2,
+        "size": 32,
+        "channels": 1,
+        "width": 1,
+        "noise": 4,
+        "embedding": 0,
+        "attention": 0,
+    }
+    larger = ddjax.load(tmp_path / "whole.npz").generate([0, 0, 1, 1])
+    assert larger.shape == (4, 32, 32, 1)
+    np.testing.assert_allclose(larger[:, 2:30, 2:30], again, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "sides, said",
+    [
+        ((130, 130), "1 to 128 pixels a side, not 130: set data.size"),
+        ((28, 24), "square images, these are 28 x 24"),
+    ],
+)
+def test_sides_that_are_refused(runs, tmp_path, sides, said):
+    fields = arrays_of(tmp_path / "noise.npz", *sides)
+    before = sorted(runs[0].glob("teachers/*"))
+    with pytest.raises(InputError, match=said):
+        runs[1]("refused", **fields)
+    assert sorted(runs[0].glob("teachers/*")) == before
+    assert not (runs[0] / "refused").exists()
 
 
 # Generated images ------------------------------------------------------------

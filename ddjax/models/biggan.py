@@ -11,7 +11,9 @@ Source: Brock, Donahue and Simonyan, "Large Scale GAN Training for High
 Fidelity Natural Image Synthesis", ICLR 2019, arXiv 1809.11096, in the layout of
 the authors' PyTorch release, whose parameter counts are met: 4,304,387 for
 CIFAR-10 and 70,433,988 for ImageNet at 128 pixels. 8 and 16 pixels are ours:
-the layout of 32 with fewer blocks.
+the layout of 32 with fewer blocks. So are all other sides up to 128: the layout
+of the next larger side, of whose images a generator gives the middle, and whose
+critic pads what it sees.
 """
 
 from __future__ import annotations
@@ -33,7 +35,15 @@ from ddjax.models.layers import NORM_EPSILON, average_pool
 from ddjax.ops import conv2d
 from ddjax.types import InputError, Params
 
-__all__ = ["SIZES", "Critic", "GenApply", "Generator", "fold", "initialise"]
+__all__ = [
+    "SIZES",
+    "Critic",
+    "GenApply",
+    "Generator",
+    "fold",
+    "initialise",
+    "made_size",
+]
 
 
 class _Layout(NamedTuple):
@@ -67,13 +77,40 @@ _FIRST = 4  # pixels a side of the first features
 _TINY = 1e-12  # keeps the length of a zero vector from dividing by zero
 
 
+def made_size(size: int) -> int:
+    """The side that images of ``size`` pixels are cut out of.
+
+    Raises:
+      InputError: no layout is so large.
+
+    >>> made_size(28), made_size(32)
+    (32, 32)
+    """
+    for made in SIZES:
+        if 0 < size <= made:
+            return made
+    raise InputError(
+        f"a BigGAN makes images of 1 to {SIZES[-1]} pixels a side, not {size}: "
+        "set data.size"
+    )
+
+
 def _layout(size: int) -> _Layout:
-    if size not in _LAYOUTS:
-        raise InputError(
-            f"a BigGAN makes images of {', '.join(map(str, SIZES))} pixels a "
-            f"side, not {size}: set data.size to one of these"
-        )
-    return _LAYOUTS[size]
+    return _LAYOUTS[made_size(size)]
+
+
+def _middle(images, size):
+    """[n H W c] -> [n size size c]; an odd rest is more below and right."""
+    begin = (images.shape[1] - size) // 2
+    end = begin + size
+    return images[:, begin:end, begin:end]
+
+
+def _framed(images, size):
+    """The converse: zeros around [n h w c] up to [n size size c]."""
+    rest = size - images.shape[1]
+    frame = (rest // 2, rest - rest // 2)
+    return jnp.pad(images, ((0, 0), frame, frame, (0, 0)))
 
 
 # --- Layers -----------------------------------------------------------------
@@ -316,7 +353,8 @@ class Generator(nn.Module):
 
     Attributes:
       num_classes: k.
-      size: side of the images in pixels, one of ``SIZES``.
+      size: side of the images in pixels, up to 128; where it is none of
+        ``SIZES``, larger ones are made and their middle is given.
       channels: of the images, 1 or 3.
       width: channels of the layers are multiples of it.
       noise: length of the noise vector.
@@ -348,8 +386,8 @@ class Generator(nn.Module):
             if self.noise % parts:
                 raise InputError(
                     f"gan.noise must be a multiple of {parts} (the blocks of "
-                    f"a generator of {self.size} pixels, and one) where "
-                    f"gan.embedding is not 0, not {self.noise}"
+                    f"a generator of {made_size(self.size)} pixels, and one) "
+                    f"where gan.embedding is not 0, not {self.noise}"
                 )
             table = self.param(
                 "classes", _normal, (self.num_classes, self.embedding)
@@ -374,6 +412,9 @@ class Generator(nn.Module):
                 x = _Attention(self.form, name="attention")(x)
         x = nn.relu(_Norm(self.form, name="norm")(x, None))
         x = _Conv(self.form, features=self.channels, name="conv")(x)
+        # Here, and not where images are used: nothing that sees images,
+        # neither critic nor evaluation, ever sees what is cut off.
+        x = _middle(x, self.size)
         # tanh's -1..1 as pixels.
         return nn.sigmoid(2 * x)
 
@@ -403,7 +444,8 @@ class Critic(nn.Module):
 
     Attributes:
       num_classes: k.
-      size: side of the images in pixels, one of ``SIZES``.
+      size: side of the images in pixels, up to 128; where it is none of
+        ``SIZES``, they are padded to the next.
       width: channels of the layers are multiples of it.
       attention: side of the features that attend to each other; 0 for none.
     """
@@ -418,7 +460,12 @@ class Critic(nn.Module):
         self, images: Float[Array, "n h w c"], labels: Int[Array, " n"]
     ) -> Float[Array, " n"]:
         """images [n h w c] in -1..1, classes [n] -> scores [n]."""
-        layout, x = _layout(self.size), images
+        layout = _layout(self.size)
+        # With what its convolutions pad with, mid-grey of -1..1, so that a
+        # border is a border at every side. Real and generated images get the
+        # same frame, after augmentation, which moves data within their own
+        # side.
+        x = _framed(images, made_size(self.size))
         for number, multiple in enumerate(layout.critic):
             x = _CriticBlock(
                 multiple * self.width,

@@ -47,7 +47,7 @@ def networks_of(part: Gan, task: prepare.Task) -> Networks:
     """The networks for a task's images, checked.
 
     Raises:
-      InputError: images are not squares of a size that a BigGAN makes.
+      InputError: images are no squares, or larger than a BigGAN makes.
     """
     height, width, channels = task.image_shape
     if height != width:
@@ -55,7 +55,8 @@ def networks_of(part: Gan, task: prepare.Task) -> Networks:
             f"a BigGAN makes square images, these are {height} x {width}: "
             "set data.size"
         )
-    attending = [side for side in (8, 16, 32, 64) if side < height]
+    made = biggan.made_size(height)
+    attending = [side for side in biggan.SIZES if side < made]
     if part.attention and part.attention not in attending:
         raise InputError(
             f"gan.attention must be 0 or one of {attending} for images of "
