@@ -250,7 +250,8 @@ def arrays_of(path, height, width):
 def test_images_of_any_side(runs, tmp_path):
     """28 pixels, as MNIST has: no other side is seen after the generator."""
     fields = arrays_of(tmp_path / "noise.npz", 28, 28)
-    run = runs[1]("side28", **fields, **{"d2m.iterations": 2})
+    fields |= {"d2m.iterations": 2, "d2m.ipcs": "1", "evaluate.looks": 1}
+    run = runs[1]("side28", **fields)
     assert set(table_of(run)) > {"stored/1/distilled", "stream/1/pretrained"}
     assert (run / "report.html").exists()
     with np.load(run / "samples.npz") as file:
