@@ -23,7 +23,7 @@ from ddjax.runs.prepare import Task
 from ddjax.settings import Evaluate, Settings
 from ddjax.types import Batch
 
-__all__ = ["Length", "choose", "full_data"]
+__all__ = ["BATCH", "Length", "choose", "full_data"]
 
 # What the draws are folded with; the numbers are names.
 _FULL_DATA = 4
@@ -35,7 +35,8 @@ RATES = (0.03, 0.1, 0.01)
 FIRST_STEPS = 500
 """Steps of the shortest training tried; a quarter of the bound, if fewer."""
 
-_BATCH = 64
+BATCH = 64
+"""Images a step."""
 
 
 class Length(NamedTuple):
@@ -114,7 +115,7 @@ def full_data(
     part = settings.evaluate
     recipe = training.Recipe(
         epochs=1,  # chosen below
-        batch_size=_BATCH,
+        batch_size=BATCH,
         momentum=0.9,
         weight_decay=5e-4,
         augment=augment.parse(part.augment),
@@ -150,7 +151,7 @@ def full_data(
     count = len(data.images)
     if isinstance(data, Batch):
         data = evaluate.stored(*data)
-    steps_of = training.steps_per_epoch(count, min(_BATCH, count))
+    steps_of = training.steps_per_epoch(count, min(BATCH, count))
     key = jax.random.key(settings.seed)
     held_out = scores.held_out(task, module)
     searched = []

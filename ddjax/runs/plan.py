@@ -24,7 +24,7 @@ import numpy as np
 
 from ddjax import evaluate, iadd, training, trajectories
 from ddjax.data import classes, preprocess
-from ddjax.runs import prepare, scores, teachers
+from ddjax.runs import ceiling, prepare, scores, teachers
 from ddjax.settings import Settings
 from ddjax.types import Batch, InputError, Params, Segment
 from ddjax.unroll import minibatch_indices, sgd_unroll
@@ -37,7 +37,8 @@ _MOST_TEACHERS, _LEAST_TEACHERS = 20, 2
 _MOST_UPDATES, _FEW_UPDATES, _LEAST_UPDATES = 600, 100, 20
 _LEAST_WIDTH = 8
 # Of the minutes. What is left, about half, is for the updates.
-_PILOT_SHARE, _TEACHERS_SHARE, _TESTS_SHARE = 0.07, 0.22, 0.30
+_PILOT_SHARE, _TEACHERS_SHARE, _TESTS_SHARE = 0.07, 0.20, 0.25
+_FULL_DATA_SHARE = 0.08
 # Imports, data, compilation of what is not measured, and the page.
 _FIXED_SECONDS = 25
 _CHUNK_STEPS = 4  # teacher's steps that one of a student may stand for, at most
@@ -181,21 +182,25 @@ def _at_width(asked, task, fixed, total, begin) -> Plan:
     # Tests: as long as the time allows, of the lengths that are in use.
     test = _test_cost(planned, task)
     networks, looks = planned.evaluate.networks, 2
-    rows = (looks + 2 + len(_names(planned))) * networks
+    # Looks, random real images, what was begun with, and other picks.
+    rows = (looks + 2 + len(planned.evaluate.baseline_names)) * networks
     rows += (looks + 1) * planned.evaluate.look_networks
     epochs = [500, 300, 200, 150, 100, 60]
     fitting = [
         n for n in epochs if rows * test.seconds(n) <= _TESTS_SHARE * total
     ]
+    each = test.per_image * ceiling.BATCH * (networks + _SEARCHES)
     planned = put(
-        evaluate__epochs=(fitting or epochs[-1:])[0], evaluate__looks=looks
+        evaluate__epochs=(fitting or epochs[-1:])[0],
+        evaluate__looks=looks,
+        evaluate__full_steps=max(100, int(_FULL_DATA_SHARE * total / each)),
     )
     seconds = {
         "plan": 0.0,
         "teachers": count * last * pilot.seconds,
         "tests": rows * test.seconds(planned.evaluate.epochs)
-        + 3 * test.compile
-        + _full_data_seconds(planned, task, test),
+        + 2 * test.compile,
+        "full data": planned.evaluate.full_steps * each + 3 * test.compile,
         "start and page": _FIXED_SECONDS,
     }
 
@@ -229,11 +234,6 @@ def _at_width(asked, task, fixed, total, begin) -> Plan:
         int(update.memory * length / lengths[-1]),
         4 * sum(sizes) * count * (last + 1),
     )
-
-
-def _names(settings: Settings) -> list[str]:
-    """Rows of picked real images, of which each costs networks."""
-    return ["random_real"]
 
 
 def _risen(found: list[float]) -> int:
@@ -506,6 +506,7 @@ def _update_cost(settings, task, pilot) -> _UpdateCost:
 
 
 class _TestCost(NamedTuple):
+    per_image: float
     per_epoch: float
     constant: float
     compile: float
@@ -516,6 +517,8 @@ class _TestCost(NamedTuple):
 
 
 _PROBE_EPOCHS = 8
+# The search for the length on the whole data, in networks of its bound.
+_SEARCHES = 2.25
 
 
 def _test_cost(settings, task) -> _TestCost:
@@ -540,19 +543,8 @@ def _test_cost(settings, task) -> _TestCost:
     images = _PROBE_EPOCHS * len(data.images) + held / 3
     each = spent[1] / images
     return _TestCost(
-        each * len(data.images), each * test / 3, spent[0] - spent[1]
+        each, each * len(data.images), each * test / 3, spent[0] - spent[1]
     )
-
-
-def _full_data_seconds(settings, task, test: _TestCost) -> float:
-    """Of the networks on the whole data."""
-    recipe = teachers.recipe_of(settings.teacher)
-    images = (
-        training.total_steps(recipe, len(task.splits.train.labels))
-        * recipe.batch_size
-    )
-    per_image = test.per_epoch / (settings.iadd.ipc * task.num_classes)
-    return settings.evaluate.networks * images * per_image
 
 
 # Room ------------------------------------------------------------------------
