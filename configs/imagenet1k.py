@@ -22,7 +22,9 @@ def get_config(argument=""):
     config.data.size = 128
     config.model.depth = 5
     common.biggan(config, 128)
-    config.d2m.classes = 32
+    # 160 made images and as many real ones take 25 GiB at BigGAN's full width;
+    # 32 classes would take 80.
+    config.d2m.classes = 10
     common.published(
         config,
         ipc,
@@ -41,4 +43,5 @@ def get_config(argument=""):
         config.evaluate.epochs = 20
         config.d2m.ipcs = "1,10"
         config.d2m.epochs = "20"
+        config.d2m.stream_ipc = 10  # an epoch of 50 has 9 GiB of images
     return config

@@ -145,6 +145,7 @@ def test_the_generator_of_each_config_can_be():
         config = load(path).get_config(*([argument] if argument else []))
         # Sets that come in one size of their own do not say it.
         known = {"digits": 8, "tiny_imagenet": 64}
+        known |= {"mnist": 28, "fashion_mnist": 28}
         side = config.data.size or known.get(config.data.source, 32)
         part = config.gan
         fields = (part.width, part.noise, part.embedding, part.attention)
