@@ -9,10 +9,12 @@ ImageNet, ImageNet and X-rays have them. Then runs every config by both methods
 and in both sizes, and looks at what came out: updates, scores, files, page. A
 run that is finished is not made again.
 
-Widths, numbers of teachers, iterations, steps and networks are cut, so that a
-run takes a minute or two on a CPU, most of it for compiling. All else is the
-config's: preprocessing, depth, segments' reach, batches, augmentation, layers,
-the generator's form. Nothing here is learned, and no score means anything.
+Widths, numbers of teachers, iterations, steps, networks and images that are
+made are cut, and above 32 pixels the batches of the pre-training, so that a run
+takes half a minute to some minutes on a CPU, most of it for compiling
+(``settings_of`` has the list). All else is the config's: preprocessing, depth,
+segments' reach, other batches, augmentation, layers, the generator's form.
+Nothing here is learned, and no score means anything.
 """
 
 from __future__ import annotations
