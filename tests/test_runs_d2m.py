@@ -45,7 +45,8 @@ def first(runs):
     real = evaluate.evaluate
 
     def spy(key, sample_fn, test, module, **kwargs):
-        tested.append((len(test.labels), len(sample_fn(key).images)))
+        data = jax.eval_shape(lambda draw, key: draw(key), sample_fn, key)
+        tested.append((len(test.labels), len(data.labels)))
         return real(key, sample_fn, test, module, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -189,6 +190,10 @@ def test_no_teachers_are_needed_for_random_networks(first, tmp_path, runs):
     fields = {"d2m.generator": str(first[0]), "d2m.networks": "random"}
     d2m.run(DIGITS.changed(fields), tmp_path / "run", shared)
     assert (tmp_path / "run" / "report.html").exists()
+    # Nor for picks by their features, which are left out.
+    assert not list((tmp_path / "none").glob("*/teacher_*"))
+    rows = {row.rpartition("/")[2] for row in table_of(tmp_path / "run")}
+    assert "class_means" in rows and not {"herding", "k_centre"} & rows
 
 
 def test_generators_that_do_not_fit_are_refused(first, runs, tmp_path):
