@@ -25,11 +25,23 @@ import numpy as np
 from ddjax import evaluate, iadd, training, trajectories
 from ddjax.data import classes, preprocess
 from ddjax.runs import ceiling, prepare, scores, teachers
-from ddjax.settings import Settings
+from ddjax.settings import BASELINES, Settings
 from ddjax.types import Batch, InputError, Params, Segment
 from ddjax.unroll import minibatch_indices, sgd_unroll
 
 __all__ = ["Pilot", "Plan", "agreement", "decide", "first_rate", "lines"]
+
+# An image of an update costs so many of plain training, about.
+_UPDATE_COST = 2.2
+# Networks are tested with what else stands beside, for so many epochs: the
+# first that fits. Fewer would leave networks on real images half trained.
+_TESTS = (
+    (BASELINES, 500),
+    (BASELINES, 300),
+    (BASELINES, 150),
+    (BASELINES[:1], 150),
+    ((), 150),
+)
 
 _SNAPSHOT_STEPS = 20
 _SPANS = (1, 2, 4)
@@ -37,6 +49,7 @@ _MOST_TEACHERS, _LEAST_TEACHERS = 20, 2
 _MOST_UPDATES, _FEW_UPDATES, _LEAST_UPDATES = 600, 100, 20
 _LEAST_WIDTH = 8
 # Of the minutes. What is left, about half, is for the updates.
+_UPDATES_SHARE = 0.4
 _PILOT_SHARE, _TEACHERS_SHARE, _TESTS_SHARE = 0.07, 0.20, 0.25
 _FULL_DATA_SHARE = 0.08
 # Imports, data, compilation of what is not measured, and the page.
@@ -102,16 +115,17 @@ def decide(
     """
     begin = time.perf_counter()
     total = 60 * asked.minutes
+    ipc = asked.iadd.ipc
     while True:
-        plan = _at_width(asked, task, fixed, total, begin)
-        width = plan.settings.model.width
-        few = plan.settings.iadd.iterations < _FEW_UPDATES
-        if not few or width <= _LEAST_WIDTH or "model.width" in fixed:
+        test = _test_cost(asked, task)
+        each = 20 * ipc * task.num_classes * test.per_image * _UPDATE_COST
+        few = _UPDATES_SHARE * total / each < _FEW_UPDATES
+        width = asked.model.width
+        if not few or width // 2 < _LEAST_WIDTH or "model.width" in fixed:
             break
-        if (time.perf_counter() - begin) > 0.2 * total:
-            break  # another probe would cost more than it brings
         asked = asked.changed({"model.width": width // 2})
         task = prepare.with_model(task, asked.model)
+    plan = _at_width(asked, task, test, fixed, total, begin)
     updates = plan.settings.iadd.iterations
     if updates < _LEAST_UPDATES:
         each = plan.seconds["updates"] / max(updates, 1)
@@ -126,7 +140,7 @@ def decide(
     return plan, task
 
 
-def _at_width(asked, task, fixed, total, begin) -> Plan:
+def _at_width(asked, task, test, fixed, total, begin) -> Plan:
     """The plan with the network as it is."""
     images = len(task.splits.train.labels)
     ipc = asked.iadd.ipc
@@ -180,26 +194,26 @@ def _at_width(asked, task, fixed, total, begin) -> Plan:
     count, last = planned.teacher.count, part.stored_epochs
 
     # Tests: as long as the time allows, of the lengths that are in use.
-    test = _test_cost(planned, task)
     networks, looks = planned.evaluate.networks, 2
-    # Looks, random real images, what was begun with, and other picks.
-    rows = (looks + 2 + len(planned.evaluate.baseline_names)) * networks
-    rows += (looks + 1) * planned.evaluate.look_networks
-    epochs = [500, 300, 200, 150, 100, 60]
-    fitting = [
-        n for n in epochs if rows * test.seconds(n) <= _TESTS_SHARE * total
-    ]
+    put(evaluate__looks=looks, evaluate__look_networks=2)
+    for picks, epochs in _TESTS:
+        planned = put(
+            evaluate__baselines=",".join(picks), evaluate__epochs=epochs
+        )
+        # Looks, random real images, what was begun with, and other picks.
+        rows = looks + 2 + len(planned.evaluate.baseline_names)
+        rows = rows * networks + (looks + 1) * planned.evaluate.look_networks
+        tests = rows * test.seconds(planned.evaluate.epochs)
+        if tests <= _TESTS_SHARE * total:
+            break
     each = test.per_image * ceiling.BATCH * (networks + _SEARCHES)
     planned = put(
-        evaluate__epochs=(fitting or epochs[-1:])[0],
-        evaluate__looks=looks,
         evaluate__full_steps=max(100, int(_FULL_DATA_SHARE * total / each)),
     )
     seconds = {
         "plan": 0.0,
         "teachers": count * last * pilot.seconds,
-        "tests": rows * test.seconds(planned.evaluate.epochs)
-        + 2 * test.compile,
+        "tests": tests + 2 * test.compile,
         "full data": planned.evaluate.full_steps * each + 3 * test.compile,
         "start and page": _FIXED_SECONDS,
     }
