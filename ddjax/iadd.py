@@ -13,6 +13,7 @@ MTT (Cazenavette et al., CVPR 2022). BUILD_NOTES.md lists what is our choice.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -337,6 +338,7 @@ def update(
     *,
     apply_fn: ApplyFn,
     settings: Iadd,
+    project: Callable[[Array], Array] | None = None,
     axis_name: str | None = None,
 ) -> tuple[IaddState, dict[str, Array]]:
     """One step of the outer loop, on the mean loss of several segments.
@@ -350,6 +352,8 @@ def update(
       segments: leaves lead with m, this device's segments.
       apply_fn: (params, images[b h w c]) -> (logits[b k], out).
       settings: of the run.
+      project: where given, takes the images [n h w c] after the step to what
+        they may be.
       axis_name: of the enclosing pmap or vmap over devices, or None.
 
     Returns:
@@ -379,6 +383,8 @@ def update(
         grads, state.opt_state, variables
     )
     after = optax.apply_updates(variables, updates)
+    if project is not None:
+        after["images"] = project(after["images"])
     metrics["learning_rate"] = _distilled(after, settings).learning_rate
     metrics["image_gradient_norm"] = optax.tree.norm(grads["images"])
     return state.replace(

@@ -373,6 +373,12 @@ class Iadd(_Part):
         "shortened to it; 0: none; with adam",
         _not_negative,
     )
+    bound: str = _field(
+        "none",
+        "of pixels, black to white: none, clamp, or soft, which takes a tenth "
+        "of what is beyond back with every update",
+        _one_of("none", "clamp", "soft"),
+    )
     image_step: float = _field(100.0, "rate of the outer SGD on images")
     momentum: float = _field(0.5, "of the outer SGD", _decay)
     learning_rate: float = _field(0.01, "alpha_0, the student's first rate")

@@ -27,6 +27,7 @@ __all__ = ["write_page"]
 _ROWS = {
     "distilled": "Distilled images, state selected on held-out images",
     "distilled_last": "Distilled images, last state",
+    "distilled_png": "Distilled images, as their PNG has them: 8 bits, 0 to 1",
     "real_initial": "The real images they started from",
     "random_real": "As many real images, picked at random",
     "herding": "As many real images, picked by herding",

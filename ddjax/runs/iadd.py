@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +186,7 @@ def distil(
                 iadd.update,
                 apply_fn=apply_fn,
                 settings=iadd.scaled(part, scale),
+                project=within_bounds(part, task),
             )
         )
 
@@ -214,6 +215,30 @@ def distil(
         place=parallel.replicate,
         recover=halved,
     )
+
+
+_SOFT_SHARE = 0.1
+
+
+def within_bounds(
+    part: Iadd, task: prepare.Task
+) -> Callable[[jax.Array], jax.Array] | None:
+    """What keeps network inputs between black and white, by ``iadd.bound``.
+
+    Pictures are looked at and stored as PNG, which ends there. Clamping is a
+    projection after every step; the soft bound pulls back and lets an image
+    leave for a while.
+    """
+    if part.bound == "none":
+        return None
+    share = 1.0 if part.bound == "clamp" else _SOFT_SHARE
+
+    def project(inputs):
+        pixels = preprocess.invert(task.preprocessing, inputs)
+        beyond = pixels - jnp.clip(pixels, 0, 1)
+        return preprocess.apply(task.preprocessing, pixels - share * beyond)
+
+    return project
 
 
 _LEAST_SCALE = 1 / 8
@@ -431,7 +456,7 @@ def final_scores(
     ipc = settings.iadd.ipc
     trained = store.snapshot(0, store.epochs)
     picks = baselines.pick(part.baseline_names, task, trained, [ipc])[ipc]
-    rows = (5 + len(picks)) * len(part.model_names)
+    rows = (6 + len(picks)) * len(part.model_names)
     bar = loop.progress("test", rows, unit="row")
     for model, module, score in scores.tests_of(task, part):
 
@@ -455,6 +480,12 @@ def final_scores(
         )
         add("distilled", at_looks[selected])
         add("distilled_last", at_looks[max(looks)])
+        chosen = looks[selected]
+        add(
+            "distilled_png",
+            on(chosen._replace(images=as_png(task, chosen.images))),
+        )
+        bar.update()
         bar.update()
         add("real_initial", on(initial, part.real_learning_rate))
         bar.update()
@@ -475,6 +506,12 @@ def final_scores(
     bar.close()
     scores.add_gains(table)
     return table
+
+
+def as_png(task: prepare.Task, images: Any) -> Any:
+    """Network inputs [n h w c] as they come back from 8-bit pictures."""
+    pixels = jnp.clip(preprocess.invert(task.preprocessing, images), 0, 1)
+    return preprocess.apply(task.preprocessing, jnp.rint(255 * pixels) / 255)
 
 
 def write_difference(

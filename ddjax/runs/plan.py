@@ -200,8 +200,8 @@ def _at_width(asked, task, test, fixed, total, begin) -> Plan:
         planned = put(
             evaluate__baselines=",".join(picks), evaluate__epochs=epochs
         )
-        # Looks, random real images, what was begun with, and other picks.
-        rows = looks + 2 + len(planned.evaluate.baseline_names)
+        # Looks, the PNG, random real images, what was begun with, and picks.
+        rows = looks + 3 + len(planned.evaluate.baseline_names)
         rows = rows * networks + (looks + 1) * planned.evaluate.look_networks
         tests = rows * test.seconds(planned.evaluate.epochs)
         if tests <= _TESTS_SHARE * total:

@@ -32,19 +32,26 @@ import launch
 
 from configs import cifar10, common, folder, tiny
 from ddjax import evaluate, files, iadd, training
+from ddjax.data import preprocess
 from ddjax.runs import iadd as iadd_run
 from ddjax.runs import loop, prepare, scores, teachers
 from ddjax.runs.workdir import Shared
 from ddjax.types import InputError
 
 ADAM = {"iadd.optimizer": "adam"}
+FREE = ADAM | {"iadd.final_rate": 0.1, "iadd.clip": 2.0}
 CANDIDATES = {
     "sgd, by hand": {"iadd.optimizer": "sgd"},
     "adam": ADAM,
     "adam, cosine": ADAM | {"iadd.final_rate": 0.1},
-    "adam, cosine, clip": ADAM | {"iadd.final_rate": 0.1, "iadd.clip": 2.0},
-    "adam 0.05, cosine, clip": ADAM
-    | {"iadd.final_rate": 0.1, "iadd.clip": 2.0, "iadd.image_rate": 0.05},
+    "adam, cosine, clip": FREE,
+    "adam 0.05, cosine, clip": FREE | {"iadd.image_rate": 0.05},
+    "adam, cosine, clip, clamp": FREE | {"iadd.bound": "clamp"},
+    "adam, cosine, clip, soft": FREE | {"iadd.bound": "soft"},
+    "the same, teachers' labels": FREE | {"iadd.labels": "teachers"},
+    "the same, labels learned": FREE
+    | {"iadd.labels": "teachers", "iadd.label_step": 1.0},
+    "the same, two segments": FREE | {"iadd.segments": 2},
 }
 _EVALUATION = 400  # folded into the seed's key
 
@@ -81,6 +88,7 @@ def main():
     parser.add_argument(
         "--candidates", nargs="+", choices=CANDIDATES, default=list(CANDIDATES)
     )
+    parser.add_argument("--against", choices=CANDIDATES, default="sgd, by hand")
     parser.add_argument("--shared", type=Path, default=Path("runs"))
     args = parser.parse_args()
     sys.exit(launch.refusing(lambda: study(args)))
@@ -105,16 +113,20 @@ def study(args):
             row["seconds"] = round(time.perf_counter() - begin, 1)
             files.write_json(path, row)
             print(f"{path.stem}: {row}", flush=True)
-    report(kept, settings.evaluate.metric)
+    report(kept, settings.evaluate.metric, args.against)
 
 
 def one(settings, task, store):
     """The scores of one candidate with one seed."""
     part = iadd_run.in_input_units(settings.iadd, task)
     initial = iadd_run.choose_initial(settings, task)
+    initial = iadd_run.with_labels(settings, initial, task, store)
     key = jax.random.key(settings.seed)
     update = functools.partial(
-        iadd.update, apply_fn=training.apply_fn_of(task.module), settings=part
+        iadd.update,
+        apply_fn=training.apply_fn_of(task.module),
+        settings=part,
+        project=iadd_run.within_bounds(part, task),
     )
     segment_key = jax.random.fold_in(key, 1)
     begun = iadd.init_state(
@@ -135,7 +147,12 @@ def one(settings, task, store):
     except InputError as error:
         state, stopped = begun, str(error)
     found = iadd.distilled(state, part)
-    row = {"stopped": stopped, "learning_rate": float(found.learning_rate)}
+    pixels = preprocess.invert(task.preprocessing, found.images)
+    row = {
+        "stopped": stopped,
+        "learning_rate": float(found.learning_rate),
+        "outside": float(((pixels < 0) | (pixels > 1)).mean()),
+    }
     ((_, _, tested),) = scores.tests_of(task, settings.evaluate)
     for where, score in (("held_out", scores.held_out(task)), ("test", tested)):
         result = score(
@@ -152,8 +169,8 @@ def one(settings, task, store):
     return row
 
 
-def report(kept, metric):
-    """A line for each candidate: means, and differences to SGD by hand."""
+def report(kept, metric, against):
+    """A line for each candidate: means, and differences to one of them."""
     names = [n for n in CANDIDATES if list(kept.glob(f"{n} [0-9]*.json"))]
     found = {
         name: {
@@ -167,15 +184,17 @@ def report(kept, metric):
         for name, rows in found.items():
             values = {s: 100 * row[where][metric] for s, row in rows.items()}
             stopped = sum(bool(row["stopped"]) for row in rows.values())
+            outside = [row.get("outside", 0) for row in rows.values()]
             line = (
                 f"  {name:26} {sum(values.values()) / len(values):6.2f} "
-                f"({len(values)} seeds, {stopped} stopped)"
+                f"({len(values)} seeds, {stopped} stopped, "
+                f"{100 * sum(outside) / len(outside):.0f} % of values outside)"
             )
-            first = found.get("sgd, by hand", {})
+            first = found.get(against, {})
             pairs = [
                 values[s] - 100 * first[s][where][metric]
                 for s in values
-                if s in first and name != "sgd, by hand"
+                if s in first and name != against
             ]
             if len(pairs) > 1:
                 gain = evaluate.summarise(pairs)
