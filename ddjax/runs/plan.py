@@ -590,7 +590,7 @@ def _check_room(plan: Plan, folder: Path = Path(".")) -> None:
         )
 
 
-def _size(count: float) -> str:
+def _size(count: int | float) -> str:
     for unit in ("B", "KB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}"

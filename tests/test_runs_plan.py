@@ -1,0 +1,223 @@
+"""Plans: what fits into the minutes asked for."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+from small import IADD
+
+from configs import common
+from configs import folder as folder_config
+from ddjax import iadd as method
+from ddjax import parallel, presets, training
+from ddjax.runs import iadd, plan, prepare, teachers
+from ddjax.runs.workdir import Shared
+from ddjax.settings import Settings
+from ddjax.types import InputError
+
+# What a plan leaves alone, so that its run is a matter of seconds.
+FIXED = {
+    "model.width": 4,
+    "model.depth": 1,
+    "teacher.count": 2,
+    "iadd.iterations": 20,
+    "iadd.inner_steps": 20,
+    "evaluate.networks": 2,
+    "evaluate.epochs": 4,
+    "evaluate.full_steps": 8,
+    "evaluate.baselines": "",
+    "log.every": 5,
+}
+ASKED = Settings.of(
+    IADD
+    | FIXED
+    | {"data.source": "digits", "minutes": 4.0, "iadd.augment": "crop"}
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "device_count", lambda: 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    return prepare.task(ASKED.data, ASKED.model, 0, folder)
+
+
+@pytest.fixture(scope="module")
+def pilot(task):
+    part = ASKED.changed(
+        {"teacher.snapshot_steps": 10, "teacher.batch_size": 64}
+    )
+    return part, plan.fly(part, task, 0.0)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A planned run: its folder, and how to ask for it again."""
+    folder = tmp_path_factory.mktemp("planned")
+    shared = Shared(*(folder / n for n in ("teachers", "data", "generators")))
+
+    def again(settings=ASKED, **how):
+        iadd.run(settings, folder / "run", shared, "", fixed=FIXED, **how)
+
+    again()
+    return folder / "run", again
+
+
+def test_the_plan_is_kept_and_what_is_fixed_stays(run):
+    folder, _ = run
+    found = json.loads((folder / "config.json").read_text())
+    assert found["plan"]["asked"]["iadd.max_start"] == 2
+    decided = found["plan"]["fields"]
+    assert not set(decided) & (set(FIXED) - {"model.width"})
+    assert {"iadd.span", "iadd.max_start", "iadd.learning_rate"} <= set(decided)
+    for name, value in decided.items():
+        assert found["config"][name] == value
+    for name, value in FIXED.items():
+        assert found["config"][name] == value
+    assert (folder / "report.html").exists()
+
+
+def test_a_planned_run_is_found_again_by_what_was_asked(run, capsys):
+    _, again = run
+    again()
+    assert "complete" in capsys.readouterr().out
+    with pytest.raises(
+        InputError, match=r"minutes is 4\.0 there and 5\.0 here"
+    ):
+        again(ASKED.changed({"minutes": 5.0}))
+
+
+def test_a_plan_is_kept_from_its_first_moment(run, monkeypatch, tmp_path):
+    """A run that was killed among its teachers goes on by the same plan."""
+    folder, _ = run
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    (killed / "config.json").write_text((folder / "config.json").read_text())
+    monkeypatch.setattr(plan, "decide", None)  # would raise
+    shared = Shared(
+        *(folder.parent / n for n in ("teachers", "data", "generators"))
+    )
+    iadd.run(ASKED, killed, shared, "", fixed=FIXED)
+    one, other = (
+        np.load(where / "distilled.npz")["images"] for where in (folder, killed)
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+def test_a_plan_alone_leaves_nothing(tmp_path, capsys, monkeypatch, task):
+    monkeypatch.setattr(
+        plan, "decide", lambda *args: (plan.Plan(ASKED, {}, {}, 0, 0), task)
+    )
+    shared = Shared(*(tmp_path / n for n in ("teachers", "data", "generators")))
+    iadd.run(ASKED, tmp_path / "run", shared, "", plan_only=True)
+    assert "updates   20" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_minutes_are_refused_with_a_number_that_suffices(task):
+    asked = ASKED.changed({"minutes": 0.02})
+    with pytest.raises(InputError, match=r"give minutes=[1-9]"):
+        plan.decide(asked, task, set(FIXED) - {"iadd.iterations"})
+
+
+def test_memory_and_disk_are_looked_at(monkeypatch):
+    small = plan.Plan(ASKED, {}, {}, 10**6, 10**6)
+    plan._check_room(small)
+    monkeypatch.setattr(plan, "_memory", lambda: 10**6)
+    with pytest.raises(InputError, match=r"model\.width or iadd\.batch_size"):
+        plan._check_room(small)
+    large = plan.Plan(ASKED, {}, {}, 0, 10**18)
+    with pytest.raises(InputError, match=r"lower teacher\.count"):
+        plan._check_room(large)
+
+
+def test_a_teacher_has_risen():
+    rising = [0.1, 0.3, 0.5, 0.7, 0.8, 0.8, 0.8, 0.79, 0.8]
+    assert 4 <= plan._risen(rising) <= 7
+    assert plan._risen([0.1, 0.2, 0.3, 0.4]) == 3
+    assert plan._risen([0.1, 0.2]) == 1
+
+
+def test_the_pilot_is_the_first_teacher(pilot, task, tmp_path):
+    part, found = pilot
+    part = part.changed({"iadd.max_start": 2, "iadd.span": 1})
+    store = teachers.train(part, task, tmp_path)
+    for epoch in range(4):
+        for one, other in zip(
+            jax.tree.leaves(store.snapshot(0, epoch)),
+            jax.tree.leaves(found.snapshots[epoch]),
+        ):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_agreement_tells_a_way_from_a_random_walk(pilot, task):
+    """On data whose labels mean nothing, late steps agree less."""
+    part, found = pilot
+    real = plan.agreement(part, task, found, len(found.snapshots) - 1, 2)
+    assert all(0.5 < value <= 1 for value in real[2])
+    rng = np.random.default_rng(0)
+
+    def shaken(params):
+        return jax.tree.map(
+            lambda leaf: leaf + rng.normal(0, 1, leaf.shape), params
+        )
+
+    lost = found._replace(snapshots=[shaken(p) for p in found.snapshots])
+    noise = plan.agreement(part, task, lost, len(found.snapshots) - 1, 2)
+    assert max(map(abs, noise[2])) < 0.4
+
+
+def test_the_first_rate_is_the_one_that_ends_nearest(pilot, task):
+    """Against a search over rates, with one student step."""
+    part, found = pilot
+    part = part.changed(
+        {"iadd.max_start": 0, "iadd.span": 1, "iadd.inner_steps": 1}
+    )
+    rate = plan.first_rate(part, task, found)
+    student = jax.jit(
+        functools.partial(
+            method.unroll_student,
+            apply_fn=training.apply_fn_of(task.module),
+            settings=part.iadd,
+        )
+    )
+
+    def distance(rate):
+        data = plan._real_images(part, task)._replace(learning_rate=rate)
+        end, _ = student(data, found.snapshots[0], jax.random.key(part.seed))
+        return sum(
+            float(((a - b) ** 2).sum())
+            for a, b in zip(
+                jax.tree.leaves(end), jax.tree.leaves(found.snapshots[1])
+            )
+        )
+
+    # One step is linear in the rate, so the closed form is the minimum, unless
+    # it was held within a factor of four of the teacher's pace.
+    pace = part.teacher.learning_rate * part.teacher.snapshot_steps
+    assert pace / 4 <= rate <= 4 * pace
+    if pace / 3.9 < rate < 3.9 * pace:
+        assert distance(rate) <= min(distance(0.9 * rate), distance(1.1 * rate))
+    else:
+        inward = 1.1 * rate if rate < pace else 0.9 * rate
+        outward = 0.9 * rate if rate < pace else 1.1 * rate
+        assert distance(outward) < distance(inward)
+
+
+def test_minutes_behind_the_colon():
+    config = folder_config.get_config("digits,ipc=3,minutes=2.5")
+    found = common.settings_of(config)
+    assert (found.minutes, found.iadd.ipc) == (2.5, 3)
+    assert found.changed({"minutes": 0.0}) == Settings.of(
+        presets.own("digits", 3)
+    )
+    with pytest.raises(InputError, match=r"minutes=soon"):
+        folder_config.get_config("digits,minutes=soon")
