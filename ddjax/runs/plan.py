@@ -33,17 +33,19 @@ __all__ = ["Pilot", "Plan", "agreement", "decide", "first_rate", "lines"]
 
 # An image of an update costs so many of plain training, about.
 _UPDATE_COST = 2.2
-# Networks are tested with what else stands beside, for so many epochs: the
-# first that fits. Fewer would leave networks on real images half trained.
+# Looks, what else stands beside, and epochs of tests: the first that fits.
+# Fewer epochs would leave networks on real images half trained.
 _TESTS = (
-    (BASELINES, 500),
-    (BASELINES, 300),
-    (BASELINES, 150),
-    (BASELINES[:1], 150),
-    ((), 150),
+    (2, BASELINES, 500),
+    (2, BASELINES, 300),
+    (2, BASELINES, 150),
+    (2, BASELINES[:1], 150),
+    (1, BASELINES[:1], 150),
+    (1, (), 150),
 )
 
 _SNAPSHOT_STEPS = 20
+_BATCH = 50  # distilled images in a student's step, at most
 _SPANS = (1, 2, 4)
 _MOST_TEACHERS, _LEAST_TEACHERS = 20, 2
 _MOST_UPDATES, _FEW_UPDATES, _LEAST_UPDATES = 600, 100, 20
@@ -118,7 +120,12 @@ def decide(
     ipc = asked.iadd.ipc
     while True:
         test = _test_cost(asked, task)
-        each = 20 * ipc * task.num_classes * test.per_image * _UPDATE_COST
+        each = (
+            20
+            * min(ipc * task.num_classes, _BATCH)
+            * test.per_image
+            * _UPDATE_COST
+        )
         few = _UPDATES_SHARE * total / each < _FEW_UPDATES
         width = asked.model.width
         if not few or width // 2 < _LEAST_WIDTH or "model.width" in fixed:
@@ -187,22 +194,25 @@ def _at_width(asked, task, test, fixed, total, begin) -> Plan:
         iadd__max_start=max_start,
         teacher__epochs=max_start + span,
         teacher__count=count,
-        iadd__batch_size=0 if ipc * task.num_classes <= 100 else 100,
+        iadd__batch_size=0 if ipc * task.num_classes <= _BATCH else _BATCH,
     )
     part = planned.iadd
     # From here on what is fixed counts as the user has set it.
     count, last = planned.teacher.count, part.stored_epochs
 
     # Tests: as long as the time allows, of the lengths that are in use.
-    networks, looks = planned.evaluate.networks, 2
-    put(evaluate__looks=looks, evaluate__look_networks=2)
-    for picks, epochs in _TESTS:
+    networks = planned.evaluate.networks
+    put(evaluate__look_networks=2)
+    for looks, picks, epochs in _TESTS:
         planned = put(
-            evaluate__baselines=",".join(picks), evaluate__epochs=epochs
+            evaluate__looks=looks,
+            evaluate__baselines=",".join(picks),
+            evaluate__epochs=epochs,
         )
+        chosen = planned.evaluate
         # Looks, the PNG, random real images, what was begun with, and picks.
-        rows = looks + 3 + len(planned.evaluate.baseline_names)
-        rows = rows * networks + (looks + 1) * planned.evaluate.look_networks
+        rows = (chosen.looks + 3 + len(chosen.baseline_names)) * networks
+        rows += (chosen.looks + 1) * chosen.look_networks
         tests = rows * test.seconds(planned.evaluate.epochs)
         if tests <= _TESTS_SHARE * total:
             break
