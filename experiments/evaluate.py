@@ -15,12 +15,13 @@ import sys
 import launch
 
 from ddjax import artifact
-from ddjax.runs import d2m, iadd, prepare
+from ddjax.runs import d2m, iadd, prepare, workdir
 
 
 def run(asked: launch.Asked) -> None:
     """Prints one line for each network."""
-    chosen, folder = asked.settings, asked.workdir
+    folder = asked.workdir
+    chosen = workdir.as_run(asked.settings, folder)
     # Before the data: that it is missing is told at once.
     if (folder / "generator").is_dir():
         test_again, found = d2m.test_again, d2m.load_sides(folder)
@@ -34,4 +35,4 @@ def run(asked: launch.Asked) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(launch.main(run, __doc__))
+    sys.exit(launch.main(run, __doc__, planned=True))

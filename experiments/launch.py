@@ -55,12 +55,15 @@ class Asked(NamedTuple):
     plan: bool = False
 
 
-def main(run: Callable[[Asked], None], description: str) -> int:
+def main(
+    run: Callable[[Asked], None], description: str, *, planned: bool = False
+) -> int:
     """Parses the command line, calls ``run``, and ends with a plain word.
 
     Args:
       run: does the work.
       description: the script's docstring.
+      planned: whether it has to do with runs that fill so many minutes.
 
     Returns:
       The exit code: 0 done, 2 the user's mistake (one sentence on stderr),
@@ -69,7 +72,17 @@ def main(run: Callable[[Asked], None], description: str) -> int:
     if any(word in ("-h", "--help", "-help") for word in sys.argv[1:]):
         print(_help(description))
         return 0
-    return refusing(lambda: run(asked(sys.argv)))
+
+    def action():
+        found = asked(sys.argv)
+        if not planned and (found.settings.minutes or found.plan):
+            raise InputError(
+                "minutes= and --plan are for experiments/iadd.py, whose runs "
+                "they plan"
+            )
+        run(found)
+
+    return refusing(action)
 
 
 def refusing(action: Callable[[], None]) -> int:

@@ -467,3 +467,90 @@ def test_own_folder_refusals(own, changes, said):
     with pytest.raises(InputError, match=said):
         run_own("refused", **changes)
     assert not (folder / "refused").exists()
+
+
+@pytest.mark.parametrize("bound, share", [("clamp", 1.0), ("soft", 0.1)])
+@pytest.mark.parametrize("name", ["standardise", "zca"])
+def test_pixels_are_kept_between_black_and_white(runs, bound, share, name):
+    folder, _ = runs
+    settings = DIGITS.changed(
+        {"iadd.bound": bound, "data.preprocess": name, "data.per_class": 40}
+    )
+    task = prepare.task(settings.data, settings.model, 0, folder / "data")
+    project = iadd.within_bounds(settings.iadd, task)
+    rng = np.random.default_rng(0)
+    pixels = rng.uniform(-0.5, 1.5, (3, *task.image_shape)).astype(np.float32)
+    there = project(preprocess.apply(task.preprocessing, pixels))
+    back = preprocess.invert(task.preprocessing, there)
+    beyond = pixels - pixels.clip(0, 1)
+    np.testing.assert_allclose(back, pixels - share * beyond, atol=2e-5)
+    assert iadd.within_bounds(DIGITS.iadd, task) is None
+
+
+def test_a_clamped_run_is_a_picture(runs):
+    """Its values end within 0..1, and the PNG's row is hardly another."""
+    run = runs[1]("clamped", **{"iadd.bound": "clamp", "iadd.image_step": 1e3})
+    images = images_of(run)
+    assert images.min() >= -1e-5 and images.max() <= 1 + 1e-5
+    with np.load(run / "initial.npz") as file:
+        assert np.abs(file["images"] - images).max() > 0.1
+
+
+def test_the_png_is_scored_as_it_is_stored(first, runs):
+    folder, _ = runs
+    task = prepare.task(DIGITS.data, DIGITS.model, 0, folder / "data")
+    pixels = np.linspace(-0.3, 1.2, 64, dtype=np.float32).reshape(1, 8, 8, 1)
+    inputs = preprocess.apply(task.preprocessing, pixels)
+    back = preprocess.invert(task.preprocessing, iadd.as_png(task, inputs))
+    levels = 255 * np.asarray(back, np.float64)
+    np.testing.assert_allclose(levels, levels.round(), atol=1e-3)
+    np.testing.assert_allclose(back, pixels.clip(0, 1), atol=0.5 / 255 + 1e-5)
+    table = json.loads((first[0] / "eval.json").read_text())
+    assert len(table["distilled_png"]["convnet"]["accuracies"]) == 2
+
+
+def test_labels_of_teachers(runs):
+    """The mean logits of those who are right, by hand; else the hard label."""
+    folder, _ = runs
+    settings = DIGITS.changed({"iadd.labels": "teachers"})
+    task = prepare.task(settings.data, settings.model, 0, folder / "data")
+    initial = iadd.choose_initial(settings, task)
+    # Teachers are linear: a bias apiece, and images that do not matter.
+    logits = {
+        0: np.eye(10)[initial.labels.argmax(-1)] * 2.0,
+        1: np.eye(10)[initial.labels.argmax(-1)] * 1.0,
+    }
+    logits[1][:4] = 0.5 * np.eye(10)[9]  # wrong of the first four
+    logits[0][0] = 0.5 * np.eye(10)[8]  # nobody knows the first
+
+    class Store:
+        count, epochs = 2, 3
+
+        def snapshot(self, teacher, epoch):
+            assert epoch == 3
+            return np.float32(logits[teacher])
+
+    class Network:
+        def apply(self, variables, images):
+            return variables["params"], {}
+
+    found = iadd.with_labels(
+        settings, initial, task._replace(module=Network()), Store()
+    )
+    labels = np.asarray(found.labels)
+    np.testing.assert_allclose(labels[0], initial.labels[0])
+    for i in range(1, 10):
+        mean = logits[0][i] if i < 4 else (logits[0][i] + logits[1][i]) / 2
+        np.testing.assert_allclose(
+            labels[i], np.exp(mean) / np.exp(mean).sum(), rtol=1e-5
+        )
+    np.testing.assert_array_equal(
+        iadd.with_labels(DIGITS, initial, task, None).labels, initial.labels
+    )
+
+
+def test_labels_of_teachers_are_what_a_run_ends_with(runs):
+    run = runs[1]("soft", **{"iadd.labels": "teachers"})
+    labels = artifact.load(run / "distilled.npz").labels
+    np.testing.assert_allclose(labels.sum(-1), 1, rtol=1e-5)
+    assert ((labels > 0) & (labels < 1)).any()

@@ -354,3 +354,53 @@ def test_wrong_streams(labels, said):
             module=NETWORK,
             recipe=Recipe(1, 1),
         )
+
+
+def test_epochs_of_so_many_steps(tmp_path):
+    """Also of fewer than visit every image; streamed as in memory."""
+    recipe = Recipe(epochs=2, batch_size=4, epoch_steps=2)
+    assert training.total_steps(recipe, 13) == 4
+    plan = training.plan_epoch(jax.random.key(0), 13, 4, 2)
+    assert plan.indices.shape == (2, 4)
+    assert len(set(plan.indices.ravel().tolist())) == 8
+    long = training.plan_epoch(jax.random.key(0), 13, 4, 9)
+    assert np.bincount(long.indices.ravel(), minlength=13).min() >= 2
+    images, labels = stored_images()
+    streamed, kept = both_ways(images, labels, images, recipe)
+    assert_equal(streamed, kept)
+
+
+@pytest.mark.parametrize("flatness", [0.0, 0.05])
+def test_gradient_of_a_flat_minimum(flatness):
+    """Of a quadratic form: its gradient at p, moved up by rho."""
+    matrix = np.array([[3.0, 1.0], [1.0, 2.0]])
+    params = {"a": jnp.float32(0.7), "b": jnp.float32(-0.4)}
+
+    def loss_fn(params, batch, key):
+        p = jnp.stack([params["a"], params["b"]])
+        return p @ jnp.asarray(batch) @ p / 2
+
+    found = training.gradient(loss_fn, flatness)
+    loss, grads = found(params, matrix, None)
+    p = np.array([0.7, -0.4])
+    there = p + flatness * matrix @ p / np.linalg.norm(matrix @ p)
+    np.testing.assert_allclose(loss, p @ matrix @ p / 2, rtol=1e-6)
+    np.testing.assert_allclose(
+        [grads["a"], grads["b"]], matrix @ there, rtol=1e-5
+    )
+
+
+def test_flatness_reaches_training():
+    images, labels = problem()
+    ends = [
+        training.train(
+            jax.random.key(0),
+            start(),
+            stored(images, labels),
+            0.5,
+            module=NETWORK,
+            recipe=Recipe(epochs=3, batch_size=9, flatness=flatness),
+        )["head"]["kernel"]
+        for flatness in (0.0, 0.5)
+    ]
+    assert np.abs(np.subtract(*ends)).max() > 1e-3

@@ -85,7 +85,10 @@ def run(
         if decided:
             print("going on by the plan in config.json")
         else:
-            found, task = plan.decide(settings, task, fixed)
+            if settings.minutes:
+                found, task = plan.decide(settings, task, fixed)
+            else:
+                found = plan.estimate(settings, task)
             decided = found.fields
             print("plan", *plan.lines(found), sep="\n", flush=True)
         settings = settings.changed(decided)
@@ -132,7 +135,7 @@ def with_labels(
     settings: Settings,
     initial: iadd.Distilled,
     task: prepare.Task,
-    store: trajectories.Teachers,
+    store: Any,
 ) -> iadd.Distilled:
     """With the labels that ``iadd.labels`` asks for.
 

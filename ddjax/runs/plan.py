@@ -25,11 +25,19 @@ import numpy as np
 from ddjax import evaluate, iadd, training, trajectories
 from ddjax.data import classes, preprocess
 from ddjax.runs import ceiling, prepare, scores, teachers
-from ddjax.settings import BASELINES, Settings
+from ddjax.settings import BASELINES, Evaluate, Settings
 from ddjax.types import Batch, InputError, Params, Segment
 from ddjax.unroll import minibatch_indices, sgd_unroll
 
-__all__ = ["Pilot", "Plan", "agreement", "decide", "first_rate", "lines"]
+__all__ = [
+    "Pilot",
+    "Plan",
+    "agreement",
+    "decide",
+    "estimate",
+    "first_rate",
+    "lines",
+]
 
 # An image of an update costs so many of plain training, about.
 _UPDATE_COST = 2.2
@@ -127,6 +135,10 @@ def decide(
             * _UPDATE_COST
         )
         few = _UPDATES_SHARE * total / each < _FEW_UPDATES
+        looks, _, epochs = _TESTS[-1]
+        least = Evaluate(looks=looks, look_networks=2, baselines="")
+        least = _tests(least) * test.seconds(epochs)
+        few = few or least > _TESTS_SHARE * total
         width = asked.model.width
         if not few or width // 2 < _LEAST_WIDTH or "model.width" in fixed:
             break
@@ -209,11 +221,7 @@ def _at_width(asked, task, test, fixed, total, begin) -> Plan:
             evaluate__baselines=",".join(picks),
             evaluate__epochs=epochs,
         )
-        chosen = planned.evaluate
-        # Looks, the PNG, random real images, what was begun with, and picks.
-        rows = (chosen.looks + 3 + len(chosen.baseline_names)) * networks
-        rows += (chosen.looks + 1) * chosen.look_networks
-        tests = rows * test.seconds(planned.evaluate.epochs)
+        tests = _tests(planned.evaluate) * test.seconds(planned.evaluate.epochs)
         if tests <= _TESTS_SHARE * total:
             break
     each = test.per_image * ceiling.BATCH * (networks + _SEARCHES)
@@ -250,14 +258,69 @@ def _at_width(asked, task, test, fixed, total, begin) -> Plan:
     every = max(5, planned.iadd.iterations // 10)
     planned = put(log__checkpoint_every=every)
     seconds["updates"] = planned.iadd.iterations * each + update.compile
-    sizes = [np.size(leaf) for leaf in jax.tree.leaves(pilot.snapshots[0])]
     return Plan(
         planned if updates >= 1 else planned.changed({"iadd.iterations": 1}),
         fields,
         seconds,
         int(update.memory * length / lengths[-1]),
-        4 * sum(sizes) * count * (last + 1),
+        _disk(pilot.snapshots[0], planned),
     )
+
+
+def estimate(settings: Settings, task: prepare.Task) -> Plan:
+    """What a run takes that its fields decide.
+
+    Args:
+      settings: of the run.
+      task: data and network.
+
+    Returns:
+      A plan that decides nothing. Networks on the whole data count at the
+      bound of their length.
+    """
+    begin = time.perf_counter()
+    part, teacher = settings.iadd, settings.teacher
+    test = _test_cost(settings, task)
+    pilot = fly(
+        settings.changed({"teacher.snapshot_steps": _ESTIMATE_STEPS}), task, 0
+    )
+    steps = training.total_steps(
+        teachers.recipe_of(teacher)._replace(epochs=part.stored_epochs),
+        len(task.splits.train.labels),
+    )
+    update = _update_cost(settings, task, pilot)
+    evaluation = settings.evaluate
+    networks = evaluation.networks + _SEARCHES
+    whole = networks * evaluation.full_steps * ceiling.BATCH * test.per_image
+    seconds = {
+        "plan": time.perf_counter() - begin,
+        "teachers": teacher.count * steps * pilot.seconds / _ESTIMATE_STEPS,
+        "updates": part.iterations * update.seconds + update.compile,
+        "tests": _tests(evaluation) * test.seconds(evaluation.epochs)
+        + 2 * test.compile,
+        "full data": whole + 3 * test.compile,
+        "start and page": _FIXED_SECONDS,
+    }
+    disk = _disk(pilot.snapshots[0], settings)
+    return Plan(settings, {}, seconds, update.memory, disk)
+
+
+_ESTIMATE_STEPS = 5
+
+
+def _tests(part: Evaluate) -> int:
+    """Networks that are trained on distilled images, or on as many others."""
+    # Looks, the PNG, random real images, what was begun with, and picks.
+    rows = part.looks + 3 + len(part.baseline_names)
+    networks = rows * part.networks + (part.looks + 1) * part.look_networks
+    return networks * len(part.model_names)
+
+
+def _disk(params: Params, settings: Settings) -> int:
+    """Bytes of all snapshots."""
+    size = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
+    epochs = settings.iadd.stored_epochs + 1
+    return 4 * size * settings.teacher.count * epochs
 
 
 def _risen(found: list[float]) -> int:

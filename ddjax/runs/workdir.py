@@ -32,6 +32,7 @@ from ddjax.types import InputError
 
 __all__ = [
     "Shared",
+    "as_run",
     "check_same_data",
     "claimed",
     "described",
@@ -195,6 +196,28 @@ def planned(settings: Settings, workdir: Path) -> dict[str, Any] | None:
         if field != "data.data_dir"
     )
     return plan["fields"] if same else None
+
+
+def as_run(settings: Settings, workdir: Path) -> Settings:
+    """The settings by which the folder's run was made.
+
+    Args:
+      settings: as asked for; with ``minutes`` a plan has decided some.
+      workdir: the run's folder.
+
+    Raises:
+      InputError: there is no such plan.
+    """
+    if not settings.minutes:
+        return settings
+    decided = planned(settings, workdir)
+    if decided is None:
+        raise InputError(
+            f"{workdir} holds no run that was planned for minutes="
+            f"{settings.minutes:g} with these settings: give the flags that "
+            "the run was made with"
+        )
+    return settings.changed(decided)
 
 
 def check_same_data(workdir: Path, splits: sources.Splits) -> str:
