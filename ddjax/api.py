@@ -30,7 +30,7 @@ from ddjax.types import InputError
 
 __all__ = ["Run", "distill", "load"]
 
-_METHODS = ("iadd", "d2m")
+_METHODS = {"iadd": iadd.run, "d2m": d2m.run}
 
 
 def distill(
@@ -62,7 +62,8 @@ def distill(
       class_names: of data given as arrays with integer labels.
       workdir: the run's folder; named after the data by default.
       root: the parent of runs, and of what they share.
-      **fields: any field of ``ddjax.settings`` by its dotted name, such as
+      **fields: ``minutes=30`` plans the run for this machine (IADD); and any
+        field of ``ddjax.settings`` by its dotted name, such as
         ``**{"iadd.inner_steps": 30}``, or ``seed=3``.
 
     Returns:
@@ -75,7 +76,7 @@ def distill(
       Li et al., Neural Networks 172, 2024 (IADD); Sajedi et al., ECCV 2024
       (D2M).
     """
-    if method not in list(_METHODS):  # whatever has been given
+    if method not in list(_METHODS):
         raise InputError(
             f"method must be {' or '.join(_METHODS)}, not {method!r}"
         )
@@ -121,10 +122,9 @@ def distill(
             folder,
             shared,
         )
-        if method == "iadd":
-            iadd.run(settings, folder, shared, command, fixed=fields)
-        else:
-            d2m.run(settings, folder, shared, command)
+        planned = method == "iadd" and settings.minutes
+        how = {"fixed": tuple(fields)} if planned else {}
+        _METHODS[method](settings, folder, shared, command, **how)
     return load(folder)
 
 

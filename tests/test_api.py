@@ -281,3 +281,15 @@ def test_nothing_to_open(tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"PK")
     with pytest.raises(InputError, match="damaged"):
         ddjax.load(tmp_path / "bad.npz")
+
+
+def test_minutes_leave_alone_what_is_given(monkeypatch, tmp_path):
+    found = {}
+    monkeypatch.setitem(
+        api._METHODS, "iadd", lambda *args, **how: found.update(how)
+    )
+    monkeypatch.setattr(api, "load", lambda folder: folder)
+    api.distill("digits", minutes=3, root=tmp_path, **{"model.width": 8})
+    assert set(found["fixed"]) == {"minutes", "model.width"}
+    with pytest.raises(InputError, match="minutes= plans runs of IADD"):
+        api.distill("digits", minutes=3, method="d2m", root=tmp_path)

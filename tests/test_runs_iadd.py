@@ -86,6 +86,7 @@ def test_all_artefacts_are_there(first):
     assert list(table) == [
         "distilled",
         "distilled_last",
+        "distilled_png",
         "real_initial",
         "random_real",
         "herding",
