@@ -253,23 +253,23 @@ def arrays_of(path, height, width):
 
 
 def test_images_of_any_side(runs, tmp_path):
-    """28 pixels, as MNIST has: no other side is seen after the generator."""
-    fields = arrays_of(tmp_path / "noise.npz", 28, 28)
+    """12 pixels, as MNIST has 28: no other side is seen after the generator."""
+    fields = arrays_of(tmp_path / "noise.npz", 12, 12)
     fields |= {"d2m.iterations": 2, "d2m.ipcs": "1", "evaluate.looks": 1}
-    run = runs[1]("side28", **fields)
+    run = runs[1]("side12", **fields)
     assert set(table_of(run)) > {"stored/1/distilled", "stream/1/pretrained"}
     assert (run / "report.html").exists()
     with np.load(run / "samples.npz") as file:
         sides = {name: file[name].shape[1:3] for name in file.files}
     del sides["labels"]
-    assert set(sides.values()) == {(28, 28)} and len(sides) == 3
+    assert set(sides.values()) == {(12, 12)} and len(sides) == 3
     for path in run.glob("pretraining/samples/*.npz"):
-        assert np.load(path)["images"].shape[1:] == (28, 28, 1)
+        assert np.load(path)["images"].shape[1:] == (12, 12, 1)
     generate.run(run, tmp_path / "made", ipc="2")
     made = ddjax.load(tmp_path / "made").images
-    assert made.shape == (4, 28, 28, 1)
+    assert made.shape == (4, 12, 12, 1)
     opened = ddjax.load(run)
-    assert "28 x 28 x 1" in repr(opened)
+    assert "12 x 12 x 1" in repr(opened)
     again = opened.generate([0, 0, 1, 1])
     np.testing.assert_array_equal(again, made)
     # It is made of a larger image, whose middle it is; nothing but the side
@@ -277,10 +277,10 @@ def test_images_of_any_side(runs, tmp_path):
     # fields as ever.
     path = run / "generator" / "distilled.npz"
     found = artifact.load_generator(path)
-    assert found.apply.module.size == 28
+    assert found.apply.module.size == 12
     whole = found._replace(
         apply=dataclasses.replace(
-            found.apply, module=found.apply.module.clone(size=32)
+            found.apply, module=found.apply.module.clone(size=16)
         )
     )
     artifact.save_generator(tmp_path / "whole.npz", whole)
@@ -288,7 +288,7 @@ def test_images_of_any_side(runs, tmp_path):
         said = json.loads(str(file["metadata"]))["generator"]
     assert said == {
         "num_classes": 2,
-        "size": 32,
+        "size": 16,
         "channels": 1,
         "width": 1,
         "noise": 4,
@@ -296,8 +296,8 @@ def test_images_of_any_side(runs, tmp_path):
         "attention": 0,
     }
     larger = ddjax.load(tmp_path / "whole.npz").generate([0, 0, 1, 1])
-    assert larger.shape == (4, 32, 32, 1)
-    np.testing.assert_allclose(larger[:, 2:30, 2:30], again, atol=1e-5)
+    assert larger.shape == (4, 16, 16, 1)
+    np.testing.assert_allclose(larger[:, 2:14, 2:14], again, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -296,6 +296,7 @@ def settings_of(case: Case, made: Made, *, cut: bool = True) -> Settings:
         "d2m.stream_ipc": 1,
         "evaluate.networks": 1,
         "evaluate.epochs": 1,
+        "evaluate.full_steps": 4,
         "evaluate.looks": 1,
         "evaluate.look_networks": 1,
         "log.every": 1,
