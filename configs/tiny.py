@@ -6,7 +6,7 @@ Expected  92% test accuracy of fresh networks trained on 10 images; random
           real images about 75%, each class's mean image 89%, the whole
           data 99%. By D2M, 10 generated images per class: 80%, before
           distillation 68%; random real images 94%.
-Cost      2 minutes on 2 CPU cores, by D2M five and a half.
+Cost      3 minutes on 2 CPU cores, by D2M five and a half.
 Command   python experiments/iadd.py --config=configs/tiny.py
           python experiments/d2m.py --config=configs/tiny.py
 """
