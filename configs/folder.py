@@ -9,7 +9,8 @@ Paper     none; IADD's method. size=full takes MTT's hyperparameters of Tiny
 Expected  see README.md for chest X-rays.
 Cost      size=small, the default: half an hour on one CPU core with a
           thousand images; teachers take longer in proportion to more.
-Command   python experiments/iadd.py --config=configs/folder.py:PATH
+          With minutes= it is as long as that, on any machine.
+Command   python experiments/iadd.py --config=configs/folder.py:PATH,minutes=30
 """
 
 from configs import common
