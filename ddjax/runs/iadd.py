@@ -93,7 +93,8 @@ def run(
             print("plan", *plan.lines(found), sep="\n", flush=True)
         settings = settings.changed(decided)
         task = prepare.with_model(task, settings.model)
-        initial = choose_initial(settings, task)
+        # A plan leaves the images as they are.
+        initial = initial._replace(learning_rate=settings.iadd.learning_rate)
     if plan_only:
         return
     # Only now, when the settings have proved possible, is the folder taken.

@@ -568,10 +568,9 @@ def _update_cost(settings, task, pilot) -> _UpdateCost:
         part,
     )
     segments = jax.tree.map(
-        lambda *leaves: np.stack(leaves)[None].repeat(part.segments, 0),
+        lambda leaf: np.stack([leaf] * part.segments),
         Segment(pilot.snapshots[0], pilot.snapshots[1]),
     )
-    segments = jax.tree.map(lambda leaf: leaf[:, 0], segments)
     update = jax.jit(
         functools.partial(
             iadd.update,
@@ -585,11 +584,12 @@ def _update_cost(settings, task, pilot) -> _UpdateCost:
     jax.block_until_ready(compiled(state, segments))
     since = time.perf_counter()
     jax.block_until_ready(compiled(state, segments))
+    seconds = time.perf_counter() - since
     found = compiled.memory_analysis()
     memory = 0
     if found is not None:
         memory = found.temp_size_in_bytes + found.argument_size_in_bytes
-    return _UpdateCost(time.perf_counter() - since, compile_seconds, memory)
+    return _UpdateCost(seconds, compile_seconds, memory)
 
 
 class _TestCost(NamedTuple):
