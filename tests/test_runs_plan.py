@@ -221,3 +221,16 @@ def test_minutes_behind_the_colon():
     )
     with pytest.raises(InputError, match=r"minutes=soon"):
         folder_config.get_config("digits,minutes=soon")
+
+
+def test_without_minutes_a_plan_is_an_estimate(task, tmp_path, capsys):
+    asked = ASKED.changed({"minutes": 0.0})
+    found = plan.estimate(asked, task)
+    assert found.settings == asked and not found.fields
+    assert min(found.seconds.values()) > 0
+    longer = plan.estimate(asked.changed({"iadd.iterations": 2000}), task)
+    assert longer.seconds["updates"] > found.seconds["updates"]
+    shared = Shared(*(tmp_path / n for n in ("teachers", "data", "generators")))
+    iadd.run(asked, tmp_path / "run", shared, "", plan_only=True)
+    assert "updates   20" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()

@@ -282,7 +282,7 @@ def estimate(settings: Settings, task: prepare.Task) -> Plan:
     part, teacher = settings.iadd, settings.teacher
     test = _test_cost(settings, task)
     pilot = fly(
-        settings.changed({"teacher.snapshot_steps": _ESTIMATE_STEPS}), task, 0
+        settings.changed({"teacher.snapshot_steps": _ESTIMATE_STEPS}), task, 0.0
     )
     steps = training.total_steps(
         teachers.recipe_of(teacher)._replace(epochs=part.stored_epochs),
