@@ -163,7 +163,10 @@ def of_side(side: int, ipc: int, *, full: bool = False) -> Values:
     """
     nearest = _TINY if side <= 16 else _MIDDLE if side <= 48 else _large(ipc)
     # Own sets are seldom balanced, and distilled images always are.
-    metric = {"evaluate.metric": "balanced_accuracy"}
+    metric = {
+        "evaluate.metric": "balanced_accuracy",
+        "teacher.class_weights": "balanced",
+    }
     if not full:
         return metric | small(ipc) | nearest | _SCALE_FREE
     row = published(

@@ -270,6 +270,11 @@ class Teacher(_Part):
     )
     batch_size: int = _field(256, "images a step", _at_least(1))
     augment: str = _augmentation()
+    class_weights: str = _field(
+        "none",
+        "in the loss: none, or balanced, by which all classes count alike",
+        _one_of("none", "balanced"),
+    )
     flatness: float = _field(
         0.0,
         "rho of sharpness-aware minimisation, at twice the cost; 0: none",

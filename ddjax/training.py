@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Key
 from ddjax import losses, parallel
 from ddjax.augment import augment
 from ddjax.data import preprocess
-from ddjax.data.classes import check_labels
+from ddjax.data.classes import check_labels, one_hot
 from ddjax.data.rows import Rows, read_ahead
 from ddjax.types import ApplyFn, Batch, LossFn, Params
 from ddjax.unroll import minibatch_indices
@@ -27,6 +27,7 @@ __all__ = [
     "accuracy",
     "apply_fn_of",
     "supervised_loss",
+    "targets",
     "train",
     "train_epochs",
     "train_streamed",
@@ -310,11 +311,30 @@ class Stream(NamedTuple):
       images: [n h w c] uint8, ``Rows`` or an array.
       labels: [n] integers in 0..k-1; one-hot only batch by batch.
       num_classes: k.
+      weights: [k] that multiply the one-hot labels, or None.
     """
 
     images: Rows | np.ndarray
     labels: np.ndarray
     num_classes: int
+    weights: np.ndarray | None = None
+
+
+def targets(data: Batch | Stream, chosen: np.ndarray) -> np.ndarray:
+    """What the loss compares the logits of some images with.
+
+    Args:
+      data: labelled images.
+      chosen: [...] indices of some.
+
+    Returns:
+      [... k] float32: labels, weighted where a stream's are.
+    """
+    labels = np.asarray(data.labels)[chosen]
+    if isinstance(data, Batch):
+        return labels
+    labels = one_hot(labels, data.num_classes)
+    return labels if data.weights is None else labels * data.weights
 
 
 def train_streamed(
@@ -402,6 +422,7 @@ def stream_epochs(
             *chunk,
             learning_rate,
             preprocessing,
+            stream.weights,
             module=module,
             recipe=recipe,
             num_classes=stream.num_classes,
@@ -500,6 +521,7 @@ def _advance(
     keys,
     learning_rate,
     preprocessing,
+    weights,
     *,
     module,
     recipe,
@@ -518,6 +540,8 @@ def _advance(
     def step(carry, inputs):
         images, classes, key = inputs
         labels = jax.nn.one_hot(classes, num_classes, dtype=jnp.float32)
+        if weights is not None:
+            labels *= weights
         return take_step(carry, Batch(images, labels), key)
 
     def advance(carry, *inputs):

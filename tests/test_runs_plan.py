@@ -12,7 +12,7 @@ from configs import common
 from configs import folder as folder_config
 from ddjax import iadd as method
 from ddjax import parallel, presets, training
-from ddjax.runs import iadd, plan, prepare, teachers
+from ddjax.runs import iadd, plan, prepare, probe, teachers
 from ddjax.runs.workdir import Shared
 from ddjax.settings import Settings
 from ddjax.types import InputError
@@ -55,7 +55,7 @@ def pilot(task):
     part = ASKED.changed(
         {"teacher.snapshot_steps": 10, "teacher.batch_size": 64}
     )
-    return part, plan.fly(part, task, 0.0)
+    return part, probe.fly(part, task, *task.training_data(), most=0.0, least=6)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,14 @@ def test_the_pilot_is_the_first_teacher(pilot, task, tmp_path):
 def test_agreement_tells_a_way_from_a_random_walk(pilot, task):
     """On data whose labels mean nothing, late steps agree less."""
     part, found = pilot
-    real = plan.agreement(part, task, found, len(found.snapshots) - 1, 2)
+    real = probe.agreement(
+        part,
+        task,
+        *task.training_data(),
+        found,
+        last=len(found.snapshots) - 1,
+        longest=2,
+    )
     assert all(0.5 < value <= 1 for value in real[2])
     rng = np.random.default_rng(0)
 
@@ -171,7 +178,14 @@ def test_agreement_tells_a_way_from_a_random_walk(pilot, task):
         )
 
     lost = found._replace(snapshots=[shaken(p) for p in found.snapshots])
-    noise = plan.agreement(part, task, lost, len(found.snapshots) - 1, 2)
+    noise = probe.agreement(
+        part,
+        task,
+        *task.training_data(),
+        lost,
+        last=len(found.snapshots) - 1,
+        longest=2,
+    )
     assert max(map(abs, noise[2])) < 0.4
 
 
@@ -181,7 +195,7 @@ def test_the_first_rate_is_the_one_that_ends_nearest(pilot, task):
     part = part.changed(
         {"iadd.max_start": 0, "iadd.span": 1, "iadd.inner_steps": 1}
     )
-    rate = plan.first_rate(part, task, found)
+    rate = probe.first_rate(part, task, found)
     student = jax.jit(
         functools.partial(
             method.unroll_student,
@@ -191,7 +205,7 @@ def test_the_first_rate_is_the_one_that_ends_nearest(pilot, task):
     )
 
     def distance(rate):
-        data = plan._real_images(part, task)._replace(learning_rate=rate)
+        data = probe.real_images(part, task)._replace(learning_rate=rate)
         end, _ = student(data, found.snapshots[0], jax.random.key(part.seed))
         return sum(
             float(((a - b) ** 2).sum())

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from ddjax import models, training
+from ddjax.data import classes
 from ddjax.data.preprocess import Standardiser
 from ddjax.data.rows import Rows
 from ddjax.evaluate import stored
@@ -223,10 +224,12 @@ CONVNET = models.build("convnet", num_classes=CLASSES, width=4, depth=2)
 PREPARE = Standardiser(jnp.full(3, 0.4), jnp.full(3, 0.3))
 
 
-def both_ways(images, labels, source, recipe, module=NETWORK):
+def both_ways(images, labels, source, recipe, module=NETWORK, weights=None):
     """Params after training in memory, and after training from a stream."""
     params = models.init_params(module, jax.random.key(7), images.shape[1:])
     one_hot = np.eye(CLASSES, dtype=np.float32)[labels]
+    if weights is not None:
+        one_hot *= weights
     arguments = {
         "module": module,
         "recipe": recipe,
@@ -236,7 +239,10 @@ def both_ways(images, labels, source, recipe, module=NETWORK):
         train(jax.random.key(2), params, data, jnp.float32(0.1), **arguments)
         for train, data in (
             (training.train, stored(images, one_hot)),
-            (training.train_streamed, Stream(source, labels, CLASSES)),
+            (
+                training.train_streamed,
+                Stream(source, labels, CLASSES, weights),
+            ),
         )
     )
 
@@ -277,6 +283,31 @@ def test_stream_of_an_array_and_of_few_images():
     recipe = Recipe(2, 100, momentum=0.9, cosine=True)
     expected, found = both_ways(images, labels, images, recipe)
     assert_equal(found, expected)
+
+
+def test_balanced_weights_are_repetition():
+    """A step on all images moves as if each class came equally often."""
+    images, _ = stored_images(6)
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    weights = classes.balanced_weights(labels, CLASSES)
+    recipe = Recipe(1, 100)
+    in_memory, streamed = both_ways(
+        images, labels, images, recipe, weights=weights
+    )
+    assert_equal(streamed, in_memory)
+    often = np.repeat(np.arange(6), [2, 2, 2, 3, 3, 6])
+    repeated, _ = both_ways(images[often], labels[often], images[often], recipe)
+    plain, _ = both_ways(images, labels, images, recipe)
+    # The sums are of other terms in another order: float32's rounding.
+    assert_near(in_memory, repeated)
+    with pytest.raises(AssertionError):
+        assert_near(in_memory, plain)
+
+
+def assert_near(found, expected):
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected))
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def test_chunks_compile_once(monkeypatch):

@@ -9,7 +9,13 @@ import numpy as np
 
 from ddjax.types import InputError
 
-__all__ = ["ByClass", "check_labels", "one_hot", "per_class_indices"]
+__all__ = [
+    "ByClass",
+    "balanced_weights",
+    "check_labels",
+    "one_hot",
+    "per_class_indices",
+]
 
 
 _LABEL_HINTS = {2: ": of one-hot labels give labels.argmax(1)"}
@@ -48,6 +54,25 @@ def check_labels(
 def one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """[n] integers to [n k] float32."""
     return np.eye(num_classes, dtype=np.float32)[labels]
+
+
+def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """What an image of each class counts, for all classes to count alike.
+
+    Args:
+      labels: [n] integers in 0..k-1.
+      num_classes: k.
+
+    Returns:
+      [k] float32, n / (k n_c), whose mean over the images is 1; 0 for a class
+      without images.
+
+    >>> balanced_weights(np.array([0, 0, 0, 1]), 2)
+    array([0.6666667, 2.       ], dtype=float32)
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    weights = len(labels) / (num_classes * np.maximum(counts, 1))
+    return np.where(counts, weights, 0).astype(np.float32)
 
 
 def per_class_indices(

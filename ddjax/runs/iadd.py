@@ -25,7 +25,7 @@ from ddjax import (
     trajectories,
 )
 from ddjax import importance as importance_lib
-from ddjax.data import classes, preprocess
+from ddjax.data import preprocess
 from ddjax.pages import iadd as page
 from ddjax.pages.pictures import save_picture
 from ddjax.runs import (
@@ -120,15 +120,9 @@ def choose_initial(settings: Settings, task: prepare.Task) -> iadd.Distilled:
     Raises:
       InputError: a class has too few.
     """
-    train = task.splits.train
     key = jax.random.fold_in(jax.random.key(settings.seed), _INITIAL)
-    chosen = classes.per_class_indices(
-        key, train.labels, task.num_classes, settings.iadd.ipc
-    )
     return iadd.Distilled(
-        preprocess.apply(task.preprocessing, jnp.asarray(train.images[chosen])),
-        classes.one_hot(train.labels[chosen], task.num_classes),
-        settings.iadd.learning_rate,
+        *task.real_images(key, settings.iadd.ipc), settings.iadd.learning_rate
     )
 
 

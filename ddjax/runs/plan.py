@@ -9,7 +9,7 @@ the plan, kept in config.json, decides every byte of the run.
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import math
 import os
 import shutil
@@ -19,25 +19,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ddjax import evaluate, iadd, training, trajectories
-from ddjax.data import classes, preprocess
-from ddjax.runs import ceiling, prepare, scores, teachers
+from ddjax import training
+from ddjax.runs import ceiling, prepare, probe, teachers
 from ddjax.settings import BASELINES, Evaluate, Settings
-from ddjax.types import Batch, InputError, Params, Segment
-from ddjax.unroll import minibatch_indices, sgd_unroll
+from ddjax.types import InputError, Params
 
-__all__ = [
-    "Pilot",
-    "Plan",
-    "agreement",
-    "decide",
-    "estimate",
-    "first_rate",
-    "lines",
-]
+__all__ = ["Plan", "decide", "estimate", "lines"]
 
 # An image of an update costs so many of plain training, about.
 _UPDATE_COST = 2.2
@@ -64,6 +53,8 @@ _PILOT_SHARE, _TEACHERS_SHARE, _TESTS_SHARE = 0.07, 0.20, 0.25
 _FULL_DATA_SHARE = 0.08
 # Imports, data, compilation of what is not measured, and the page.
 _FIXED_SECONDS = 25
+# The search for the length on the whole data, in networks of its bound.
+_SEARCHES = 2.25
 _CHUNK_STEPS = 4  # teacher's steps that one of a student may stand for, at most
 
 
@@ -76,6 +67,7 @@ class Plan(NamedTuple):
       seconds: {stage: estimate}.
       memory: bytes at the peak of an update, as XLA plans it.
       disk: bytes of teachers and checkpoints.
+      agreement: {span in snapshots: cosines}; see ``probe.agreement``.
     """
 
     settings: Settings
@@ -83,25 +75,12 @@ class Plan(NamedTuple):
     seconds: dict[str, float]
     memory: int
     disk: int
+    agreement: dict[int, list[float]] | None = None
 
     @property
     def minutes(self) -> float:
         """In all."""
         return sum(self.seconds.values()) / 60
-
-
-class Pilot(NamedTuple):
-    """The first teacher, as far as it was trained to make a plan.
-
-    Attributes:
-      snapshots: params at the start and after every snapshot's steps.
-      scores: held-out score of each.
-      seconds: that the steps from one snapshot to the next take.
-    """
-
-    snapshots: list[Params]
-    scores: list[float]
-    seconds: float
 
 
 def decide(
@@ -125,20 +104,19 @@ def decide(
     """
     begin = time.perf_counter()
     total = 60 * asked.minutes
-    ipc = asked.iadd.ipc
+    images = min(asked.iadd.ipc * task.num_classes, _BATCH)
+    looks, _, epochs = _TESTS[-1]
     while True:
-        test = _test_cost(asked, task)
-        each = (
-            20
-            * min(ipc * task.num_classes, _BATCH)
-            * test.per_image
-            * _UPDATE_COST
+        test = probe.test_cost(asked, task)
+        per_step = test.per_epoch * images / (asked.iadd.ipc * task.num_classes)
+        each = 20 * per_step * _UPDATE_COST
+        least = dataclasses.replace(
+            asked.evaluate, looks=looks, look_networks=2, baselines=""
         )
         few = _UPDATES_SHARE * total / each < _FEW_UPDATES
-        looks, _, epochs = _TESTS[-1]
-        least = Evaluate(looks=looks, look_networks=2, baselines="")
-        least = _tests(least) * test.seconds(epochs)
-        few = few or least > _TESTS_SHARE * total
+        few = few or _tests(least) * test.seconds(epochs) > (
+            _TESTS_SHARE * total
+        )
         width = asked.model.width
         if not few or width // 2 < _LEAST_WIDTH or "model.width" in fixed:
             break
@@ -181,17 +159,25 @@ def _at_width(asked, task, test, fixed, total, begin) -> Plan:
         iadd__span=1,
     )
     steps = planned.teacher.snapshot_steps or 1
-    pilot = fly(planned, task, _PILOT_SHARE * total)
+    data, left = task.training_data(planned.teacher.class_weights)
+    pilot = probe.fly(
+        planned,
+        task,
+        data,
+        left,
+        most=_PILOT_SHARE * total,
+        least=max(_SPANS) + 3,
+    )
     last = _risen(pilot.scores)
     spans = [span for span in _SPANS if span < len(pilot.snapshots)]
     found = {
-        span: np.mean(values)
-        for span, values in agreement(
-            planned, task, pilot, last, max(spans)
+        span: values
+        for span, values in probe.agreement(
+            planned, task, data, left, pilot, last=last, longest=max(spans)
         ).items()
         if span in spans
     }
-    span = max(found, key=found.get)
+    span = max(found, key=lambda span: np.mean(found[span]))
     max_start = max(1, last - span)
     # So many teachers as there is time for, rather fewer than too short ones.
     each = (max_start + span) * pilot.seconds
@@ -224,7 +210,7 @@ def _at_width(asked, task, test, fixed, total, begin) -> Plan:
         tests = _tests(planned.evaluate) * test.seconds(planned.evaluate.epochs)
         if tests <= _TESTS_SHARE * total:
             break
-    each = test.per_image * ceiling.BATCH * (networks + _SEARCHES)
+    each = _whole_data_step(planned, pilot) * (networks + _SEARCHES)
     planned = put(
         evaluate__full_steps=max(100, int(_FULL_DATA_SHARE * total / each)),
     )
@@ -242,7 +228,7 @@ def _at_width(asked, task, test, fixed, total, begin) -> Plan:
     if "iadd.inner_steps" in fixed:
         lengths = [part.inner_steps]
     lengths = [n for n in lengths if span * steps <= _CHUNK_STEPS * n] or [30]
-    update = _update_cost(
+    update = probe.update_cost(
         planned.changed({"iadd.inner_steps": lengths[-1]}), task, pilot
     )
     seconds["plan"] = time.perf_counter() - begin
@@ -254,7 +240,7 @@ def _at_width(asked, task, test, fixed, total, begin) -> Plan:
             break
     updates = min(updates, _MOST_UPDATES)
     planned = put(iadd__inner_steps=length, iadd__iterations=max(updates, 1))
-    planned = put(iadd__learning_rate=first_rate(planned, task, pilot))
+    planned = put(iadd__learning_rate=probe.first_rate(planned, task, pilot))
     every = max(5, planned.iadd.iterations // 10)
     planned = put(log__checkpoint_every=every)
     seconds["updates"] = planned.iadd.iterations * each + update.compile
@@ -264,7 +250,15 @@ def _at_width(asked, task, test, fixed, total, begin) -> Plan:
         seconds,
         int(update.memory * length / lengths[-1]),
         _disk(pilot.snapshots[0], planned),
+        found,
     )
+
+
+def _whole_data_step(settings: Settings, pilot: probe.Pilot) -> float:
+    """Seconds of a step of a network on the whole data."""
+    part = settings.teacher
+    images = part.batch_size * (part.snapshot_steps or 1)
+    return pilot.seconds / images * ceiling.BATCH
 
 
 def estimate(settings: Settings, task: prepare.Task) -> Plan:
@@ -280,18 +274,18 @@ def estimate(settings: Settings, task: prepare.Task) -> Plan:
     """
     begin = time.perf_counter()
     part, teacher = settings.iadd, settings.teacher
-    test = _test_cost(settings, task)
-    pilot = fly(
-        settings.changed({"teacher.snapshot_steps": _ESTIMATE_STEPS}), task, 0.0
-    )
+    test = probe.test_cost(settings, task)
+    short = settings.changed({"teacher.snapshot_steps": _ESTIMATE_STEPS})
+    data, left = task.training_data(settings.teacher.class_weights)
+    pilot = probe.fly(short, task, data, left, most=0.0)
     steps = training.total_steps(
         teachers.recipe_of(teacher)._replace(epochs=part.stored_epochs),
         len(task.splits.train.labels),
     )
-    update = _update_cost(settings, task, pilot)
+    update = probe.update_cost(settings, task, pilot)
     evaluation = settings.evaluate
     networks = evaluation.networks + _SEARCHES
-    whole = networks * evaluation.full_steps * ceiling.BATCH * test.per_image
+    whole = networks * evaluation.full_steps * _whole_data_step(short, pilot)
     seconds = {
         "plan": time.perf_counter() - begin,
         "teachers": teacher.count * steps * pilot.seconds / _ESTIMATE_STEPS,
@@ -330,308 +324,6 @@ def _risen(found: list[float]) -> int:
         return len(found) - 1
     enough = smooth.min() + 0.97 * (smooth.max() - smooth.min())
     return min(int(np.argmax(smooth >= enough)) + 2, len(found) - 1)
-
-
-# The probe -------------------------------------------------------------------
-
-_HELD_OUT = 1000  # images that a snapshot is scored by, at most
-_PATIENCE = 12  # snapshots without a better score
-_MOST_SNAPSHOTS = 80
-
-
-def fly(settings: Settings, task: prepare.Task, most: float) -> Pilot:
-    """Trains the first teacher until its held-out score stops rising.
-
-    Args:
-      settings: of its training; how long it is does not matter.
-      task: data and network.
-      most: seconds, after which it ends all the same.
-    """
-    data, left = task.training_data()
-    if isinstance(data, Batch):
-        data = jax.tree.map(jnp.asarray, data)
-    keys = jax.random.fold_in(teachers.key_of(settings), 0)[None]
-    how = {
-        "recipe": teachers.recipe_of(settings.teacher)._replace(epochs=1),
-        "learning_rate": settings.teacher.learning_rate,
-    }
-    part = task.splits.held_out
-    order = np.random.default_rng(0).permutation(len(part.labels))[:_HELD_OUT]
-    images, prepared = prepare.as_input(
-        part.images[np.sort(order)], task.preprocessing
-    )
-    labels = part.labels[np.sort(order)]
-
-    def score(params):
-        found = training.predict(
-            jax.tree.map(lambda leaf: leaf[0], params),
-            images,
-            module=task.module,
-            preprocessing=prepared,
-        )
-        right = np.asarray(found) == labels
-        if settings.evaluate.metric == "accuracy":
-            return float(right.mean())
-        return float(np.mean([right[labels == c].mean() for c in set(labels)]))
-
-    carry = trajectories.begin(keys, data.images.shape[1:], task.module, **how)
-    kept, found, spent = [carry[0]], [score(carry[0])], []
-    begin = time.perf_counter()
-    while len(kept) <= _MOST_SNAPSHOTS:
-        since = time.perf_counter()
-        carry = trajectories.advance(
-            carry,
-            keys,
-            len(kept) - 1,
-            data,
-            task.module,
-            preprocessing=left,
-            **how,
-        )
-        jax.block_until_ready(carry)
-        spent.append(time.perf_counter() - since)
-        kept.append(carry[0])
-        found.append(score(carry[0]))
-        stale = len(found) - 1 - int(np.argmax(found))
-        # The first of them compiles.
-        if len(spent) > max(_SPANS) + 2 and (
-            stale >= _PATIENCE or time.perf_counter() - begin > most
-        ):
-            break
-    snapshots = [
-        jax.tree.map(lambda leaf: np.asarray(leaf[0]), params)
-        for params in kept
-    ]
-    return Pilot(snapshots, found, float(np.median(spent[1:])))
-
-
-def agreement(
-    settings: Settings,
-    task: prepare.Task,
-    pilot: Pilot,
-    last: int,
-    longest: int,
-) -> dict[int, list[float]]:
-    """How far a teacher's way is one that the data, and not chance, decides.
-
-    From some of its snapshots the network is trained on the real images once
-    more, with other draws and in half as many steps of twice the rate: the
-    cosine between where that leads and where the teacher went is what a
-    student can hope to follow.
-
-    Args:
-      settings: of the teacher's training.
-      task: data and network.
-      pilot: the teacher.
-      last: snapshot that a segment ends at, at most.
-      longest: snapshots of the longest span.
-
-    Returns:
-      {span in snapshots: cosines from early, middle and late starts}.
-    """
-    data, left = task.training_data()
-    recipe = teachers.recipe_of(settings.teacher)
-    count = len(data.images)
-    size = min(recipe.batch_size, count)
-    per = max(1, recipe.epoch_steps // 2)
-    to_input = training.to_input(left)
-    loss = training.supervised_loss(
-        training.apply_fn_of(task.module), recipe.augment
-    )
-
-    @jax.jit
-    def follow(start, images, labels, keys):
-        def loss_fn(params, batch, key):
-            images, labels = batch
-            return loss(params, Batch(to_input(images), labels), key)
-
-        rate = 2 * settings.teacher.learning_rate
-        return sgd_unroll(loss_fn, start, (images, labels), keys, rate)[0]
-
-    found: dict[int, list[float]] = {}
-    latest = max(0, last - longest)
-    for start in sorted({0, latest // 2, latest}):
-        here = pilot.snapshots[start]
-        key = jax.random.fold_in(jax.random.key(settings.seed), 0xA62E + start)
-        order, keys = jax.random.split(key)
-        chosen = np.asarray(
-            minibatch_indices(order, count, size, longest * per)
-        ).reshape(longest, per, size)
-        params = here
-        for span in range(1, longest + 1):
-            if start + span >= len(pilot.snapshots):
-                break
-            picked = chosen[span - 1]
-            labels = np.asarray(data.labels)[picked]
-            if labels.ndim == 2:  # a stream's are numbers
-                labels = classes.one_hot(labels, task.num_classes)
-            params = follow(
-                params,
-                np.stack([data.images[some] for some in picked]),
-                labels,
-                jax.random.split(jax.random.fold_in(keys, span), per),
-            )
-            cosine = _cosine(here, params, pilot.snapshots[start + span])
-            found.setdefault(span, []).append(cosine)
-    return found
-
-
-def _cosine(start: Params, one: Params, other: Params) -> float:
-    def moved(params):
-        return np.concatenate(
-            [
-                np.ravel(np.asarray(a) - np.asarray(b))
-                for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(start))
-            ]
-        ).astype(np.float64)
-
-    a, b = moved(one), moved(other)
-    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b) + 1e-30))
-
-
-def first_rate(settings: Settings, task: prepare.Task, pilot: Pilot) -> float:
-    r"""alpha_0 in closed form, the mean over some segments.
-
-    Where a student that starts at :math:`\theta` has taken all its steps, of
-    summed gradients G, the rate that would have brought it nearest to the
-    target is :math:`\langle\theta - \theta^*, G\rangle / ||G||^2`. It is kept
-    within a factor of four of the teacher's own pace.
-
-    Args:
-      settings: of the run.
-      task: data and network.
-      pilot: a teacher.
-    """
-    part = settings.iadd
-    pace = (
-        settings.teacher.learning_rate
-        * part.span
-        * (settings.teacher.snapshot_steps or 1)
-        / part.inner_steps
-    )
-    initial = _real_images(settings, task)._replace(learning_rate=pace)
-    student = jax.jit(
-        functools.partial(
-            iadd.unroll_student,
-            apply_fn=training.apply_fn_of(task.module),
-            settings=part,
-        )
-    )
-    rates = []
-    for start in sorted({0, part.max_start // 2, part.max_start}):
-        if start + part.span >= len(pilot.snapshots):
-            continue
-        here = pilot.snapshots[start]
-        there = pilot.snapshots[start + part.span]
-        end, _ = student(initial, here, jax.random.key(settings.seed + start))
-        pairs = list(
-            zip(*map(jax.tree.leaves, (here, there, jax.device_get(end))))
-        )
-        along = sum(float(np.vdot(h - t, h - e)) for h, t, e in pairs)
-        square = sum(float(np.vdot(h - e, h - e)) for h, _, e in pairs)
-        rates.append(pace * along / max(square, 1e-30))
-    low, high = part.learning_rate_bounds
-    rate = float(np.clip(np.mean(rates or [pace]), pace / 4, 4 * pace))
-    # Three digits: the rest is noise, and config.json is read by people.
-    return float(f"{np.clip(rate, low, high):.3g}")
-
-
-def _real_images(settings: Settings, task: prepare.Task) -> iadd.Distilled:
-    """As many real images as are to be distilled; not those that will be."""
-    train = task.splits.train
-    chosen = classes.per_class_indices(
-        jax.random.key(settings.seed),
-        train.labels,
-        task.num_classes,
-        settings.iadd.ipc,
-    )
-    return iadd.Distilled(
-        preprocess.apply(task.preprocessing, jnp.asarray(train.images[chosen])),
-        classes.one_hot(train.labels[chosen], task.num_classes),
-        settings.iadd.learning_rate,
-    )
-
-
-class _UpdateCost(NamedTuple):
-    seconds: float
-    compile: float
-    memory: int
-
-
-def _update_cost(settings, task, pilot) -> _UpdateCost:
-    """Of one update, measured."""
-    part = settings.iadd
-    state = iadd.init_state(
-        jax.random.key(0),
-        _real_images(settings, task),
-        pilot.snapshots[0],
-        part,
-    )
-    segments = jax.tree.map(
-        lambda leaf: np.stack([leaf] * part.segments),
-        Segment(pilot.snapshots[0], pilot.snapshots[1]),
-    )
-    update = jax.jit(
-        functools.partial(
-            iadd.update,
-            apply_fn=training.apply_fn_of(task.module),
-            settings=part,
-        )
-    )
-    since = time.perf_counter()
-    compiled = update.lower(state, segments).compile()
-    compile_seconds = time.perf_counter() - since
-    jax.block_until_ready(compiled(state, segments))
-    since = time.perf_counter()
-    jax.block_until_ready(compiled(state, segments))
-    seconds = time.perf_counter() - since
-    found = compiled.memory_analysis()
-    memory = 0
-    if found is not None:
-        memory = found.temp_size_in_bytes + found.argument_size_in_bytes
-    return _UpdateCost(seconds, compile_seconds, memory)
-
-
-class _TestCost(NamedTuple):
-    per_image: float
-    per_epoch: float
-    constant: float
-    compile: float
-
-    def seconds(self, epochs: int) -> float:
-        """Of one network, trained and tested."""
-        return self.constant + epochs * self.per_epoch
-
-
-_PROBE_EPOCHS = 8
-# The search for the length on the whole data, in networks of its bound.
-_SEARCHES = 2.25
-
-
-def _test_cost(settings, task) -> _TestCost:
-    """Of one network on as many images as are to be distilled, measured."""
-    data = _real_images(settings, task)
-    score = scores.held_out(task)
-    spent = []
-    for _ in range(2):
-        since = time.perf_counter()
-        score(
-            jax.random.key(0),
-            evaluate.stored(data.images, data.labels),
-            recipe=scores.recipe_of(settings.evaluate)._replace(
-                epochs=_PROBE_EPOCHS
-            ),
-            learning_rate=settings.teacher.learning_rate,
-            num_networks=1,
-        )
-        spent.append(time.perf_counter() - since)
-    held, test = (len(task.splits[i].labels) for i in (1, 2))
-    # To look at an image costs a third of training on it.
-    images = _PROBE_EPOCHS * len(data.images) + held / 3
-    each = spent[1] / images
-    return _TestCost(
-        each, each * len(data.images), each * test / 3, spent[0] - spent[1]
-    )
 
 
 # Room ------------------------------------------------------------------------
@@ -683,6 +375,10 @@ def lines(plan: Plan) -> Iterator[str]:
         "students": f"J = {chosen.iadd.inner_steps} steps for "
         f"{chosen.iadd.span} snapshots, from any of the first "
         f"{chosen.iadd.max_start + 1}; alpha_0 {chosen.iadd.learning_rate:g}",
+        "agreement": ", ".join(
+            f"{span}: {' '.join(f'{value:.2f}' for value in values)}"
+            for span, values in (plan.agreement or {}).items()
+        ),
         "updates": f"{chosen.iadd.iterations}",
         "tests": f"{chosen.evaluate.networks} networks a row, "
         f"{chosen.evaluate.epochs} epochs",
@@ -700,4 +396,5 @@ def lines(plan: Plan) -> Iterator[str]:
         ),
     }
     for name, value in rows.items():
-        yield f"  {name:9} {value}"
+        if value:
+            yield f"  {name:9} {value}"

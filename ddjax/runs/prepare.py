@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ddjax import models, training
@@ -58,22 +59,57 @@ class Task(NamedTuple):
             return self.module
         return models.build(name, num_classes=self.num_classes)
 
+    def real_images(
+        self, key: jax.Array, count: int
+    ) -> tuple[jax.Array, np.ndarray]:
+        """Random training images of each class, class by class.
+
+        Args:
+          key: one key.
+          count: images of each class.
+
+        Returns:
+          (network input [k * count h w c], one-hot labels).
+
+        Raises:
+          InputError: a class has too few.
+        """
+        train, k = self.splits.train, self.num_classes
+        chosen = classes.per_class_indices(key, train.labels, k, count)
+        return (
+            preprocess.apply(
+                self.preprocessing, jnp.asarray(train.images[chosen])
+            ),
+            classes.one_hot(train.labels[chosen], k),
+        )
+
     def input_spread(self) -> float:
         """Standard deviation of what networks see of the training images; of
         the first thousand."""
         pixels = np.asarray(self.splits.train.images[:1000])
         return float(preprocess.apply(self.preprocessing, pixels).std())
 
-    def training_data(self) -> tuple[Batch | training.Stream, Any]:
+    def training_data(
+        self, class_weights: str = "none"
+    ) -> tuple[Batch | training.Stream, Any]:
         """The training images, on the device or read as they are used, and
-        what preprocessing is left to do."""
-        data = self.splits.train
+        what preprocessing is left to do.
+
+        Args:
+          class_weights: "none" or "balanced"; a weight multiplies the labels
+            of its class, and with them the images' loss.
+        """
+        data, k = self.splits.train, self.num_classes
+        weights = None
+        if class_weights == "balanced":
+            weights = classes.balanced_weights(data.labels, k)
         images, left = as_input(data.images, self.preprocessing)
         if isinstance(images, Rows):
-            return training.Stream(images, data.labels, self.num_classes), left
-        return Batch(images, classes.one_hot(data.labels, self.num_classes)), (
-            left
-        )
+            return training.Stream(images, data.labels, k, weights), left
+        labels = classes.one_hot(data.labels, k)
+        if weights is not None:
+            labels *= weights
+        return Batch(images, labels), left
 
 
 def as_input(images: Any, preprocessing: Any) -> tuple[Any, Any]:

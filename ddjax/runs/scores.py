@@ -17,7 +17,6 @@ import jax
 import numpy as np
 
 from ddjax import augment, evaluate, metrics, training
-from ddjax.data import classes, preprocess
 from ddjax.runs.prepare import Task, as_input
 from ddjax.settings import METRICS, Evaluate, Settings
 from ddjax.types import Batch, InputError
@@ -157,17 +156,10 @@ def random_real(
     ipc: int,
 ) -> evaluate.EvalResult:
     """As many real images; each network draws its own."""
-    train = task.splits.train
     key = jax.random.fold_in(jax.random.key(settings.seed), _RANDOM_REAL)
 
     def drawn(key):
-        chosen = classes.per_class_indices(
-            key, train.labels, task.num_classes, ipc
-        )
-        return evaluate.stored(
-            preprocess.apply(task.preprocessing, train.images[chosen]),
-            classes.one_hot(train.labels[chosen], task.num_classes),
-        )
+        return evaluate.stored(*task.real_images(key, ipc))
 
     return one_by_one(
         score,

@@ -39,7 +39,11 @@ def recipe_of(teacher: Teacher) -> training.Recipe:
 # The training images themselves are what the rest of the data's part decides.
 _SHAPES_NOTHING = ("teacher.count", "teacher.epochs")
 # Fields that came later: teachers of before are found again by what they are.
-_ABSENT_AT = {"teacher.snapshot_steps": 0, "teacher.flatness": 0.0}
+_ABSENT_AT = {
+    "teacher.snapshot_steps": 0,
+    "teacher.flatness": 0.0,
+    "teacher.class_weights": "none",
+}
 
 
 def key_of(settings: Settings) -> jax.Array:
@@ -75,7 +79,7 @@ def train(
         "stored_epochs": stored,
         "data": sources.fingerprint(task.splits.train),
     }
-    data, left = task.training_data()
+    data, left = task.training_data(teacher.class_weights)
     return record(
         folder / f"{named_after(settings.data.source, shaped_by)}",
         key_of(settings),
