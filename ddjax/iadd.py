@@ -71,6 +71,7 @@ class IaddState:
       scale: float32 scalar, of the steps of images and learning rate that the
         run takes, 1 until it has left its bounds and gone back; see ``scaled``.
       importance: raw weights from ``importance.init``, or None.
+      average: of the images over updates [n h w c], or None.
       opt_state: of ``make_optimizer``.
     """
 
@@ -82,6 +83,7 @@ class IaddState:
     scale: Any
     importance: Any
     opt_state: Any
+    average: Any = None
 
 
 _SMOOTHING = 0.1  # of the one-hot labels that learned logits start from
@@ -243,6 +245,8 @@ def init_state(
         importance=importance_lib.init(settings.importance, params),
         opt_state=None,
     )
+    if settings.average:
+        state = state.replace(average=state.images)
     return state.replace(
         opt_state=make_optimizer(settings).init(_variables(state))
     )
@@ -250,7 +254,10 @@ def init_state(
 
 def distilled(state: IaddState, settings: Iadd) -> Distilled:
     """The distilled data set that a state stands for."""
-    return _distilled(_variables(state), settings)
+    found = _distilled(_variables(state), settings)
+    if state.average is None:
+        return found
+    return found._replace(images=state.average)
 
 
 def _distilled(variables: dict[str, Any], settings: Iadd) -> Distilled:
@@ -270,7 +277,8 @@ def unroll_student(
     *,
     apply_fn: ApplyFn,
     settings: Iadd,
-) -> tuple[Params, Float[Array, " t"]]:
+    observe: Callable[[Params], Any] | None = None,
+) -> tuple[Params, Any]:
     """J differentiable steps of a student on distilled data.
 
     Args:
@@ -279,9 +287,10 @@ def unroll_student(
       key: decides batches and augmentation.
       apply_fn: (params, images[b h w c]) -> (logits[b k], out).
       settings: J, batch size, augmentation.
+      observe: see ``unroll.sgd_unroll``.
 
     Returns:
-      (student params, [t] losses).
+      (student params, [t] losses); see ``unroll.sgd_unroll``.
     """
     order_key, loss_key = jax.random.split(key)
     count = data.images.shape[0]
@@ -297,7 +306,9 @@ def unroll_student(
         return supervised(params, batch, key)
 
     keys = jax.random.split(loss_key, settings.inner_steps)
-    return sgd_unroll(loss_fn, start, indices, keys, data.learning_rate)
+    return sgd_unroll(
+        loss_fn, start, indices, keys, data.learning_rate, observe=observe
+    )
 
 
 def distill_loss(
@@ -311,6 +322,10 @@ def distill_loss(
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The IADD loss of one segment, differentiable in the first two.
 
+    Where ``settings.match`` is "nearest" it is that of the student's step that
+    is nearest to the target (after Liu et al., "Dataset Distillation by
+    Automatic Training Trajectories", ECCV 2024).
+
     Args:
       data: the distilled data set.
       raw_importance: as in ``IaddState``.
@@ -322,13 +337,27 @@ def distill_loss(
     Returns:
       (loss, metrics: the student's first and last inner loss).
     """
+
+    def distance(student):
+        weights = importance_lib.weights(
+            settings.importance, raw_importance, segment, student
+        )
+        return losses.iadd_loss(student, segment.start, segment.target, weights)
+
+    nearest = settings.match == "nearest"
     student, inner = unroll_student(
-        data, segment.start, key, apply_fn=apply_fn, settings=settings
+        data,
+        segment.start,
+        key,
+        apply_fn=apply_fn,
+        settings=settings,
+        observe=distance if nearest else None,
     )
-    weights = importance_lib.weights(
-        settings.importance, raw_importance, segment
-    )
-    loss = losses.iadd_loss(student, segment.start, segment.target, weights)
+    if nearest:
+        inner, distances = inner
+        loss = distances.min()
+    else:
+        loss = distance(student)
     return loss, {"inner_loss_first": inner[0], "inner_loss_last": inner[-1]}
 
 
@@ -385,11 +414,19 @@ def update(
     after = optax.apply_updates(variables, updates)
     if project is not None:
         after["images"] = project(after["images"])
+    average = state.average
+    if average is not None:
+        # As fast as the plain mean at first, or few updates would leave it
+        # with the images that were begun with.
+        step = state.step.astype(jnp.float32)
+        decay = jnp.minimum(settings.average, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * after["images"]
     metrics["learning_rate"] = _distilled(after, settings).learning_rate
     metrics["image_gradient_norm"] = optax.tree.norm(grads["images"])
     return state.replace(
         step=state.step + 1,
         opt_state=opt_state,
+        average=average,
         images=after["images"],
         labels=after["labels"],
         learning_rate=after["learning_rate"],

@@ -11,6 +11,11 @@ of the forms that were tried are here, as one table of switches:
                "exponential"   W = exp(v), \|v\| <= bound
                "displacement"  W = (how far the teacher moves)^power, not
                                learned, within e^-bound .. e^bound
+               "high_loss"     W = 1 for the share ``keep`` of parameters in
+                               which the student ends farthest from its
+                               target, 0 for the others (after Li et al.,
+                               "Prioritize Alignment in Dataset Distillation",
+                               arXiv 2408.03360)
     per        "parameter" | "tensor"
     rescale    "none" | "network" | "tensor": what mean(W^2) = 1 is held over
     direction  "descend" | "ascend" on the loss
@@ -67,7 +72,10 @@ def project(importance: Importance, raw: Params | None) -> Params | None:
 
 
 def weights(
-    importance: Importance, raw: Params | None, segment: Segment
+    importance: Importance,
+    raw: Params | None,
+    segment: Segment,
+    student: Params | None = None,
 ) -> Params | None:
     """W as ``losses.iadd_loss`` takes it, differentiable in ``raw``.
 
@@ -76,6 +84,8 @@ def weights(
       raw: from ``init``, as optimised since.
       segment: the segment about to be matched; its shapes, and for the
         displacement form its distances, enter.
+      student: where it ended, for the high_loss form; by default where it
+        starts.
 
     Returns:
       pytree like params, leaves of the same shape or scalars; or None for 1.
@@ -84,6 +94,9 @@ def weights(
         return None
     if importance.form == "displacement":
         w = _displacement(importance, segment)
+    elif importance.form == "high_loss":
+        ended = segment.start if student is None else student
+        w = _high_loss(importance, ended, segment.target)
     elif importance.form == "exponential":
         w = jax.tree.map(jnp.exp, raw)
     else:
@@ -105,6 +118,20 @@ def _displacement(importance: Importance, segment: Segment) -> Params:
     return jax.tree.map(
         lambda leaf: jnp.clip(leaf**importance.power, low, high), ratio
     )
+
+
+def _high_loss(
+    importance: Importance, student: Params, target: Params
+) -> Params:
+    """1 where |student - target| is among the largest, 0 elsewhere."""
+    gap = jax.tree.map(
+        lambda a, b: jnp.abs(jax.lax.stop_gradient(a - b)), student, target
+    )
+    if importance.per == "tensor":
+        gap = jax.tree.map(lambda leaf: _rms(leaf), gap)
+    every = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(gap)])
+    least = jnp.quantile(every, 1 - importance.keep)
+    return jax.tree.map(lambda leaf: (leaf >= least).astype(leaf.dtype), gap)
 
 
 def _rms(leaf):

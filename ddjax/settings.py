@@ -83,6 +83,10 @@ def _decay(value: int | float) -> str | None:
     return None if 0 <= value < 1 else "must lie in 0..1 and below 1"
 
 
+def _share(value: int | float) -> str | None:
+    return None if 0 <= value <= 1 else "must lie in 0..1"
+
+
 def _part_of_one(value: int | float) -> str | None:
     return None if 0 < value <= 1 else "must lie above 0 and up to 1"
 
@@ -299,8 +303,15 @@ class Importance(_Part):
 
     form: str = _field(
         "displacement",
-        "none (MTT), free, clipped, exponential or displacement",
-        _one_of("none", "free", "clipped", "exponential", "displacement"),
+        "none (MTT), free, clipped, exponential, displacement or high_loss",
+        _one_of(
+            "none",
+            "free",
+            "clipped",
+            "exponential",
+            "displacement",
+            "high_loss",
+        ),
     )
     per: str = _field(
         "parameter", "parameter or tensor", _one_of("parameter", "tensor")
@@ -318,6 +329,9 @@ class Importance(_Part):
     )
     step: float = _field(0.01, "of Adam on log W", _not_negative)
     power: float = _field(0.5, "of the displacement form")
+    keep: float = _field(
+        0.5, "share of the parameters that high_loss counts", _part_of_one
+    )
 
     @property
     def learned(self) -> bool:
@@ -351,6 +365,18 @@ class Iadd(_Part):
     inner_steps: int = _field(50, "J: steps of the student", _at_least(1))
     span: int = _field(2, "K: teacher snapshots from start to target")
     max_start: int = _field(2, "last teacher snapshot to start from, included")
+    widen: float = _field(
+        0.0,
+        "share of the updates over which the last start grows from 0 to "
+        "iadd.max_start; 0: none",
+        _share,
+    )
+    match: str = _field(
+        "last",
+        "what of a student is to be near its target: its last step, or the "
+        "nearest of all",
+        _one_of("last", "nearest"),
+    )
     batch_size: int = _field(
         0,
         "distilled images per inner step, or all where they are fewer; 0: all",
@@ -378,6 +404,9 @@ class Iadd(_Part):
         "shortened to it; 0: none; with adam",
         _not_negative,
     )
+    average: float = _field(
+        0.0, "decay of the images' average over updates; 0: none", _decay
+    )
     bound: str = _field(
         "none",
         "of pixels, black to white: none, clamp, or soft, which takes a tenth "
@@ -390,6 +419,11 @@ class Iadd(_Part):
     learning_rate_step: float = _field(1e-7, "rate of the outer SGD on alpha")
     learning_rate_bounds: tuple[float, float] = _field(
         (1e-6, 1.0), "the run stops where alpha leaves them"
+    )
+    initial: str = _field(
+        "random",
+        "real images that are begun with: random, herding or k_centre",
+        _one_of("random", "herding", "k_centre"),
     )
     labels: str = _field(
         "hard",

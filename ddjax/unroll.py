@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -72,7 +73,8 @@ def sgd_unroll(
     learning_rate: Float[Array, ""] | float,
     *,
     remat: bool = True,
-) -> tuple[Params, Float[Array, " t"]]:
+    observe: Callable[[Params], Any] | None = None,
+) -> tuple[Params, Any]:
     r"""Plain gradient descent, differentiable in all its inputs.
 
     .. math:: \theta_{j+1} = \theta_j - \alpha \nabla_\theta
@@ -92,9 +94,11 @@ def sgd_unroll(
       keys: [t] keys, one per step.
       learning_rate: scalar alpha.
       remat: recompute each step in the backward pass.
+      observe: where given, what to keep of the params after each step.
 
     Returns:
-      (params after t steps, [t] losses before each step).
+      (params after t steps, [t] losses before each step); in place of the
+      losses (losses, [t ...] what was observed), where that is asked for.
 
     Raises:
       AssertionError: the leading axes of batches and keys differ.
@@ -112,6 +116,8 @@ def sgd_unroll(
         params = jax.tree.map(
             lambda p, g: p - (learning_rate * g).astype(p.dtype), params, grads
         )
+        if observe is not None:
+            return params, (loss, observe(params))
         return params, loss
 
     if remat:

@@ -473,6 +473,44 @@ def test_displacement_of_a_parameter_that_stays():
     np.testing.assert_allclose(w["head"]["kernel"], np.exp(-1), rtol=1e-6)
 
 
+@pytest.mark.parametrize("per", ["parameter", "tensor"])
+def test_high_loss_counts_the_farthest_parameters(per):
+    """Of a student that is elsewhere; without one it is the start that is."""
+    segment = one_segment()
+    switches = Importance("high_loss", per, keep=0.3)
+    student = params(5)
+    w = importance.weights(switches, None, segment, student)
+    gaps, kept = (
+        np.concatenate(
+            [
+                np.ravel(np.broadcast_to(leaf, like.shape))
+                for leaf, like in zip(
+                    jax.tree.leaves(tree), jax.tree.leaves(student)
+                )
+            ]
+        )
+        for tree in (
+            jax.tree.map(lambda a, b: np.abs(a - b), student, segment.target),
+            w,
+        )
+    )
+    assert gaps[kept == 0].size and (kept**2).mean() == pytest.approx(1)
+    if per == "parameter":
+        assert (kept > 0).mean() == pytest.approx(0.3, abs=2 / kept.size)
+        assert gaps[kept > 0].min() >= gaps[kept == 0].max()
+    else:
+        # Whole tensors, those of the largest mean square.
+        sizes = [leaf.size for leaf in jax.tree.leaves(student)]
+        parts = np.split(np.arange(kept.size), np.cumsum(sizes)[:-1])
+        of_each = [np.sqrt((gaps[part] ** 2).mean()) for part in parts]
+        counted = [kept[part].max() > 0 for part in parts]
+        assert counted == (of_each >= np.quantile(of_each, 0.7)).tolist()
+    still = importance.weights(switches, None, segment, segment.start)
+    chex.assert_trees_all_equal(
+        importance.weights(switches, None, segment), still
+    )
+
+
 # --- Refusals ----------------------------------------------------------------
 
 
@@ -600,3 +638,69 @@ def test_images_that_are_not_finite():
     data.images[1, 0, 0, 0] = np.nan
     with pytest.raises(InputError, match="finite"):
         iadd.init_state(jax.random.key(0), data, params(0), PLAIN)
+
+
+# Switches of the outer loop ---------------------------------------------------
+
+
+def test_nearest_step_is_the_least_of_all_lengths():
+    """Of students of one, two, .. steps, with its own gradient."""
+    settings = replace(
+        PLAIN, inner_steps=5, batch_size=0, learning_rate=0.3, match="nearest"
+    )
+    start, _ = one_segment()
+    # A target that the student passes by.
+    there = iadd.Distilled(*map(jnp.asarray, initial()[:2]), 0.3)
+    call = dict(apply_fn=training.apply_fn_of(NETWORK))
+    key = jax.random.key(3)
+    beyond, _ = iadd.unroll_student(
+        there, start, key, settings=replace(settings, inner_steps=2), **call
+    )
+    segment = Segment(start, jax.device_get(beyond))
+
+    def loss(images, settings):
+        return iadd.distill_loss(
+            there._replace(images=images),
+            None,
+            segment,
+            key,
+            settings=settings,
+            **call,
+        )[0]
+
+    moved = there.images + 0.1
+    of_lengths = [
+        loss(moved, replace(settings, inner_steps=j, match="last"))
+        for j in range(1, 6)
+    ]
+    best = int(np.argmin(of_lengths))
+    assert 0 < best < 4
+    # Equal up to float32's rounding: a mean of batches in another order.
+    assert float(loss(moved, settings)) == pytest.approx(
+        float(of_lengths[best]), rel=1e-4
+    )
+    np.testing.assert_allclose(
+        jax.grad(loss)(moved, settings),
+        jax.grad(loss)(
+            moved, replace(settings, inner_steps=best + 1, match="last")
+        ),
+        rtol=1e-3,
+        atol=1e-6,
+    )
+
+
+def test_average_of_the_images():
+    """Of all updates at first, then a moving one; they move on without it."""
+    settings = replace(PLAIN, average=0.5)
+    state, plain = begin(settings, LINEAR), begin(PLAIN, LINEAR)
+    expected = np.array(state.images)
+    for step in range(12):
+        data = segments(2, LINEAR)
+        state, _ = update(state, data, settings=settings, network=LINEAR)
+        plain, _ = update(plain, data, settings=PLAIN, network=LINEAR)
+        np.testing.assert_array_equal(state.images, plain.images)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * np.array(state.images)
+    shown = iadd.distilled(state, settings).images
+    np.testing.assert_allclose(shown, expected, rtol=1e-5, atol=1e-6)
+    assert np.abs(shown - state.images).max() > 1e-4

@@ -15,7 +15,7 @@ from ddjax.data import preprocess
 from ddjax.runs import ceiling, iadd, prepare, scores
 from ddjax.runs.workdir import Shared
 from ddjax.settings import Settings
-from ddjax.types import InputError
+from ddjax.types import InputError, Segment
 
 DIGITS = Settings.of({"data.source": "digits", "iadd.image_step": 10.0, **IADD})
 
@@ -555,3 +555,33 @@ def test_labels_of_teachers_are_what_a_run_ends_with(runs):
     labels = artifact.load(run / "distilled.npz").labels
     np.testing.assert_allclose(labels.sum(-1), 1, rtol=1e-5)
     assert ((labels > 0) & (labels < 1)).any()
+
+
+def test_the_window_widens():
+    """From the teachers' start to the whole of it, half-way through."""
+    asked = []
+
+    class Store:
+        def sample(self, key, *, max_start, span):
+            asked.append((max_start, span))
+            return Segment({"w": np.zeros(1)}, {"w": np.ones(1)})
+
+    part = Settings().changed(
+        {
+            "iadd.iterations": 20,
+            "iadd.max_start": 8,
+            "iadd.span": 3,
+            "iadd.segments": 2,
+        }
+    )
+    for widen in (0.5, 0.0):
+        for step in (0, 5, 10, 19):
+            found = iadd.draw_segments(
+                part.changed({"iadd.widen": widen}).iadd,
+                Store(),
+                jax.random.key(0),
+                step,
+            )
+            assert found.start["w"].shape == (2, 1)
+    expected = [0, 0, 4, 4, 8, 8, 8, 8] + 8 * [8]
+    assert asked == [(start, 3) for start in expected]

@@ -108,6 +108,7 @@ def run(
         and {"asked": workdir.described(asked, "iadd"), "fields": decided},
     ):
         store = teachers.train(settings, task, shared.teachers)
+        initial = picked(settings, initial, task, store)
         initial = with_labels(settings, initial, task, store)
         state = distil(settings, folder, task, initial, store)
         conclude(settings, folder, task, initial, store, state, shared.teachers)
@@ -124,6 +125,23 @@ def choose_initial(settings: Settings, task: prepare.Task) -> iadd.Distilled:
     return iadd.Distilled(
         *task.real_images(key, settings.iadd.ipc), settings.iadd.learning_rate
     )
+
+
+def picked(
+    settings: Settings,
+    initial: iadd.Distilled,
+    task: prepare.Task,
+    store: trajectories.Teachers,
+) -> iadd.Distilled:
+    """With the real images that ``iadd.initial`` asks for, in place of random
+    ones; they are picked by what the first teacher sees in them at its end."""
+    part = settings.iadd
+    if part.initial == "random":
+        return initial
+    trained = store.snapshot(0, store.epochs)
+    found = baselines.pick([part.initial], task, trained, [part.ipc])
+    images = found[part.ipc][part.initial].images
+    return initial._replace(images=jnp.asarray(images))
 
 
 def with_labels(
@@ -201,7 +219,9 @@ def distil(
         folder=folder,
         log=settings.log,
         draw=lambda step: parallel.shard(
-            draw_segments(part, store, jax.random.fold_in(segment_key, step))
+            draw_segments(
+                part, store, jax.random.fold_in(segment_key, step), step
+            )
         ),
         update=lambda state, segments: update_at(float(state.scale))(
             state, segments
@@ -258,12 +278,20 @@ def in_input_units(part: Iadd, task: prepare.Task) -> Iadd:
     )
 
 
-def draw_segments(part: Iadd, store: Any, key: jax.Array) -> Segment:
-    """``iadd.segments`` random segments, stacked."""
+def draw_segments(part: Iadd, store: Any, key: jax.Array, step: int) -> Segment:
+    """``iadd.segments`` random segments for an update, stacked.
+
+    With ``iadd.widen`` the first updates see early segments only, which are
+    the easier to follow (after Guo et al., "DATM", ICLR 2024).
+    """
+    max_start = part.max_start
+    if part.widen:
+        share = min(1, step / (part.widen * part.iterations))
+        max_start = round(share * max_start)
     drawn = [
         store.sample(
             jax.random.fold_in(key, i),
-            max_start=part.max_start,
+            max_start=max_start,
             span=part.span,
         )
         for i in range(part.segments)

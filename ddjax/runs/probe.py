@@ -35,6 +35,7 @@ __all__ = [
 _HELD_OUT = 1000  # images that a snapshot is scored by, at most
 _PATIENCE = 12  # snapshots without a better score
 _MOST_SNAPSHOTS = 80
+_PACES = 16  # between a student's first rate and its teacher's pace, at most
 _EPOCHS = 8  # of a network that is trained on distilled images
 
 
@@ -214,7 +215,7 @@ def first_rate(settings: Settings, task: prepare.Task, pilot: Pilot) -> float:
     Where a student that starts at :math:`\theta` has taken all its steps, of
     summed gradients G, the rate that would have brought it nearest to the
     target is :math:`\langle\theta - \theta^*, G\rangle / ||G||^2`. It is kept
-    within a factor of four of the teacher's own pace.
+    within a factor of 16 of the teacher's own pace.
 
     Args:
       settings: of the run.
@@ -250,7 +251,9 @@ def first_rate(settings: Settings, task: prepare.Task, pilot: Pilot) -> float:
         square = sum(float(np.vdot(h - e, h - e)) for h, _, e in pairs)
         rates.append(pace * along / max(square, 1e-30))
     low, high = part.learning_rate_bounds
-    rate = float(np.clip(np.mean(rates or [pace]), pace / 4, 4 * pace))
+    rate = float(
+        np.clip(np.mean(rates or [pace]), pace / _PACES, _PACES * pace)
+    )
     # Three digits: the rest is noise, and config.json is read by people.
     return float(f"{np.clip(rate, low, high):.3g}")
 

@@ -52,6 +52,11 @@ CANDIDATES = {
     "the same, labels learned": FREE
     | {"iadd.labels": "teachers", "iadd.label_step": 1.0},
     "the same, two segments": FREE | {"iadd.segments": 2},
+    "the same, herding": FREE | {"iadd.initial": "herding"},
+    "the same, window widens": FREE | {"iadd.widen": 0.5},
+    "the same, nearest step": FREE | {"iadd.match": "nearest"},
+    "the same, average": FREE | {"iadd.average": 0.99},
+    "the same, high loss": FREE | {"iadd.importance.form": "high_loss"},
 }
 _EVALUATION = 400  # folded into the seed's key
 
@@ -120,6 +125,7 @@ def one(settings, task, store):
     """The scores of one candidate with one seed."""
     part = iadd_run.in_input_units(settings.iadd, task)
     initial = iadd_run.choose_initial(settings, task)
+    initial = iadd_run.picked(settings, initial, task, store)
     initial = iadd_run.with_labels(settings, initial, task, store)
     key = jax.random.key(settings.seed)
     update = functools.partial(
@@ -139,7 +145,7 @@ def one(settings, task, store):
             name="outer",
             last=part.iterations,
             draw=lambda step: iadd_run.draw_segments(
-                part, store, jax.random.fold_in(segment_key, step)
+                part, store, jax.random.fold_in(segment_key, step), step
             ),
             update=jax.jit(update),
             guard=functools.partial(iadd_run.guard, part),
