@@ -113,6 +113,7 @@ def full_data(task, folder, **fields):
 
 
 def test_kept_beside_the_teachers(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(ceiling, "FIRST_STEPS", 20)
     result, how = full_data(task, tmp_path)
     (path,) = tmp_path.glob("full_data-convnet-*.json")
     kept = json.loads(path.read_text())
@@ -140,3 +141,17 @@ def test_kept_beside_the_teachers(task, tmp_path, monkeypatch):
     _, how = full_data(task, tmp_path, **{"evaluate.full_steps": 21})
     assert len(list(tmp_path.iterdir())) == 2
     assert (how["steps"], how["cut"]) == (21, True)
+
+
+def test_a_search_that_is_short_throughout_counts_as_cut(
+    task, tmp_path, monkeypatch
+):
+    """Even where scores no longer rose: noise hides what few steps gain."""
+    monkeypatch.setattr(
+        ceiling, "choose", lambda *_: ceiling.Length(1, 0.03, cut=False)
+    )
+    _, how = full_data(task, tmp_path)
+    assert how["cut"]
+    monkeypatch.setattr(ceiling, "FIRST_STEPS", 20)
+    _, how = full_data(task, tmp_path)
+    assert not how["cut"]

@@ -123,6 +123,11 @@ def test_the_table_says_what_distilling_is_worth(first, capsys):
     *_, last = capsys.readouterr().out.splitlines()
     assert last.startswith("distilled - random_real")
     assert f"{100 * (rows[0]['mean'] - rows[1]['mean']):+.2f} points" in last
+    scores.print_table(table, "balanced_accuracy")
+    title, *_, last = capsys.readouterr().out.splitlines()
+    gain = rows[0]["balanced_accuracy"]["gain_over_random"]["mean"]
+    assert title.startswith("balanced accuracy")
+    assert f"{100 * gain:+.2f} points" in last
     report = (first[0] / "report.html").read_text()
     assert "Distilling is worth" in report
 

@@ -109,7 +109,11 @@ REFUSED = [
     ("iadd.final_rate", 0.0, "iadd.final_rate must lie above 0 and up to 1"),
     ("iadd.clip", -1.0, "iadd.clip must not be negative"),
     ("iadd.augment", "blur", "iadd.augment: .*'blur'.* crop"),
-    ("iadd.importance.form", "magic", "free, clipped, exponential, displacement or"),
+    (
+        "iadd.importance.form",
+        "magic",
+        "free, clipped, exponential, displacement or",
+    ),
     ("iadd.importance.per", "layer", "must be parameter or tensor"),
     ("iadd.importance.rescale", "all", "must be none, network or tensor"),
     ("iadd.importance.direction", "up", "must be descend or ascend"),

@@ -177,7 +177,8 @@ def full_data(
         searched.append([epochs * steps_of, rate, *found])
         return found
 
-    length = choose(try_out, *_bounds(part, steps_of))
+    first, most = _bounds(part, steps_of)
+    length = choose(try_out, first, most)
     result = score(
         jax.random.fold_in(key, _FULL_DATA),
         data,
@@ -189,7 +190,8 @@ def full_data(
     how = {
         "steps": length.epochs * steps_of,
         "learning_rate": length.learning_rate,
-        "cut": length.cut,
+        # Where even the shortest training was shortened, noise hides a rise.
+        "cut": length.cut or first * steps_of < FIRST_STEPS // 2,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(

@@ -374,7 +374,7 @@ def conclude(
     files.write_json(folder / "eval.json", table)
     _keep_samples(settings.seed, folder, task, given, found)
     page.write_page(folder)
-    scores.print_table(table)
+    scores.print_table(table, settings.evaluate.metric)
     print(
         f"the generator has as many numbers as {found.size_in_images:.1f} "
         "images of the data set"
@@ -463,7 +463,8 @@ def test_again(
             task,
             found,
             {side: kept.params for side, kept in sides.items()},
-        )
+        ),
+        settings.evaluate.metric,
     )
 
 

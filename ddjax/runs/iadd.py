@@ -423,7 +423,7 @@ def conclude(
     )
     files.write_json(folder / "eval.json", table)
     page.write_page(folder)
-    scores.print_table(table)
+    scores.print_table(table, settings.evaluate.metric)
 
 
 def test_again(
@@ -462,7 +462,11 @@ def test_again(
             learning_rate=found.learning_rate,
             num_networks=settings.evaluate.networks,
         )
-        print(scores.line(name, result))
+        metric = settings.evaluate.metric
+        print(
+            f"{metric.replace('_', ' ')}: "
+            + scores.line(name, scores.by_metric(result, metric))
+        )
 
 
 def final_scores(

@@ -45,7 +45,9 @@ _SNAPSHOT_STEPS = 20
 _BATCH = 50  # distilled images in a student's step, at most
 _SPANS = (1, 2, 4)
 _MOST_TEACHERS, _LEAST_TEACHERS = 20, 2
-_MOST_UPDATES, _FEW_UPDATES, _LEAST_UPDATES = 600, 100, 20
+_MOST_UPDATES, _FEW_UPDATES, _LEAST_UPDATES = 2000, 100, 20
+# J, and updates that there must be time for; the first that fits.
+_LENGTHS = ((50, 400), (30, 200), (20, 200), (10, 1))
 _LEAST_WIDTH = 8
 # Of the minutes. What is left, about half, is for the updates.
 _UPDATES_SHARE = 0.4
@@ -224,19 +226,23 @@ def _at_width(asked, task, test, fixed, total, begin) -> Plan:
 
     # The updates have what is left: longer students first, if there are
     # enough updates of them.
-    lengths = [30, 20, 10]
+    lengths = [
+        length
+        for length in _LENGTHS
+        if span * steps <= _CHUNK_STEPS * length[0]
+    ] or [_LENGTHS[0]]
     if "iadd.inner_steps" in fixed:
-        lengths = [part.inner_steps]
-    lengths = [n for n in lengths if span * steps <= _CHUNK_STEPS * n] or [30]
+        lengths = [(part.inner_steps, 1)]
+    shortest, _ = lengths[-1]
     update = probe.update_cost(
-        planned.changed({"iadd.inner_steps": lengths[-1]}), task, pilot
+        planned.changed({"iadd.inner_steps": shortest}), task, pilot
     )
     seconds["plan"] = time.perf_counter() - begin
     left = total - sum(seconds.values()) - update.compile
-    for length in lengths:
-        each = update.seconds * length / lengths[-1]
+    for length, enough in lengths:
+        each = update.seconds * length / shortest
         updates = int(left / each)
-        if updates >= 2 * _FEW_UPDATES:
+        if updates >= enough:
             break
     updates = min(updates, _MOST_UPDATES)
     planned = put(iadd__inner_steps=length, iadd__iterations=max(updates, 1))
@@ -248,7 +254,7 @@ def _at_width(asked, task, test, fixed, total, begin) -> Plan:
         planned if updates >= 1 else planned.changed({"iadd.iterations": 1}),
         fields,
         seconds,
-        int(update.memory * length / lengths[-1]),
+        int(update.memory * length / shortest),
         _disk(pilot.snapshots[0], planned),
         found,
     )

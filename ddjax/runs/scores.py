@@ -291,8 +291,21 @@ def gain_line(gain: Mapping[str, float | None]) -> str:
     return f"{text} (95% interval {low:+.2f} .. {high:+.2f}: {told})"
 
 
-def print_table(table: Mapping[str, Mapping[str, Any]]) -> None:
-    """A line for each row and network, and below them one for each gain."""
+def print_table(
+    table: Mapping[str, Mapping[str, Any]], metric: str = "accuracy"
+) -> None:
+    """A line for each row and network, and below them one for each gain.
+
+    Args:
+      table: eval.json's.
+      metric: one of ``METRICS``, the figures to print.
+    """
+    print(f"{metric.replace('_', ' ')} on test images")
+    if metric != "accuracy":
+        table = {
+            row: {model: score[metric] for model, score in by_model.items()}
+            for row, by_model in table.items()
+        }
     wide = max(map(len, table), default=0)
     for row, by_model in table.items():
         for model, score in by_model.items():
