@@ -149,6 +149,8 @@ _SCALE_FREE = {
     "iadd.optimizer": "adam",
     "iadd.final_rate": 0.1,
     "iadd.clip": 2.0,
+    "iadd.initial": "herding",
+    "iadd.bound": "clamp",
 }
 
 

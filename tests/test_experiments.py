@@ -101,7 +101,9 @@ def test_a_killed_run_without_a_checkpoint_frees_its_folder(iadd):
 @pytest.fixture(scope="module")
 def d2m(tmp_path_factory):
     """A folder with one finished run in it."""
-    scripts = Scripts(tmp_path_factory.mktemp("d2m"), D2M)
+    # One test of few: every kind of them compiles anew in every process.
+    fewer = {"d2m.ipcs": "1", "evaluate.baselines": ""}
+    scripts = Scripts(tmp_path_factory.mktemp("d2m"), D2M | fewer)
     finished(scripts.call("d2m.py"))
     return scripts
 
