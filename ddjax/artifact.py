@@ -20,6 +20,7 @@ and from "generator" in the metadata.
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddjax import files
-from ddjax.data import preprocess
+from ddjax.data import classes, preprocess
 from ddjax.models import biggan
 from ddjax.types import InputError, Params
 
@@ -116,17 +117,80 @@ def load(path: Path) -> Artifact:
         raise InputError(
             f"there is no distilled file {path}: run experiments/iadd.py first"
         ) from None
-    except (files.DamagedFile, ValueError, KeyError, TypeError):
+    except (
+        files.DamagedFile,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,  # of JSON nested without end
+        SystemError,  # of texts with code points that there are not
+    ):
         raise InputError(
             f"{path} is damaged or no distilled file: write it again with "
             "experiments/iadd.py"
         ) from None
-    if found.images.ndim != 4 or len(found.images) != len(found.labels):
+    wrong = _wrong(found)
+    if wrong:
         raise InputError(
-            f"{path} holds images {found.images.shape} and labels "
-            f"{found.labels.shape}, which do not belong together"
+            f"{path} is no distilled file to train on, because {wrong}: write "
+            "it again with experiments/iadd.py"
         )
     return found
+
+
+def _wrong(found: Artifact) -> str | None:
+    """Why nothing can be trained on a distilled file; None if it can."""
+    images, labels = found.images, found.labels
+    if images.ndim != 4 or not images.size or images.dtype.kind != "f":
+        return f"its images are {images.dtype} of shape {images.shape}"
+    if labels.ndim != 2 or labels.dtype.kind != "f":
+        return f"its labels are {labels.dtype} of shape {labels.shape}"
+    if len(images) != len(labels):
+        return f"it holds {len(images)} images and {len(labels)} labels"
+    if not np.isfinite(images).all():
+        return "its images hold values that are not finite"
+    if not np.isfinite(labels).all() or labels.min() < 0:
+        return "its labels are not all numbers of at least 0"
+    if not 0 < np.float32(found.learning_rate) < np.inf:
+        return f"its learning rate is {found.learning_rate:g}"
+    return wrong_preprocessing(
+        found.preprocessing, images.shape[1:]
+    ) or wrong_names(found.metadata, labels.shape[1])
+
+
+def wrong_preprocessing(
+    found: preprocess.Standardiser | preprocess.Whitener,
+    shape: tuple[int, ...],
+) -> str | None:
+    """Why it cannot be of images of a shape [h w c]; None if it can."""
+    channels, size = shape[2:], math.prod(shape)
+    if isinstance(found, preprocess.Whitener):
+        fits = found.mean.shape == shape
+        fits = fits and found.matrix.shape == (size, size)
+    else:
+        fits = found.mean.shape == found.std.shape == channels
+    if not fits:
+        return f"its preprocessing is not one of images {shape}"
+    arrays = preprocess.arrays(found)
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        return "its preprocessing holds values that are not finite"
+    if "std" in arrays and arrays["std"].min() <= 0:
+        return "a standard deviation of its preprocessing is not positive"
+    return None
+
+
+def wrong_names(metadata: Any, count: int) -> str | None:
+    """Why metadata do not name so many classes; None if they do."""
+    if not isinstance(metadata, dict):
+        return f"its metadata are a {type(metadata).__name__}"
+    names = metadata.get("class_names")
+    if not isinstance(names, list) or len(names) != count:
+        return f"it does not name its {count} classes"
+    if not all(
+        isinstance(name, str) and classes.is_showable(name) for name in names
+    ):
+        return "a class's name is empty, or not a text that can be shown"
+    return None
 
 
 class GeneratorArtifact(NamedTuple):
@@ -251,7 +315,6 @@ def load_generator(path: Path) -> GeneratorArtifact:
             ),
             metadata,
         )
-        names = metadata["class_names"]
         expected = jax.eval_shape(
             lambda: module.init(
                 jax.random.key(0),
@@ -260,7 +323,7 @@ def load_generator(path: Path) -> GeneratorArtifact:
             )
         )["params"]
         same = jax.tree.map(lambda a, b: a.shape == b.shape, expected, params)
-        if len(names) != module.num_classes or not all(jax.tree.leaves(same)):
+        if not all(jax.tree.leaves(same)):
             raise ValueError(path)
     except InputError:
         raise
@@ -275,11 +338,25 @@ def load_generator(path: Path) -> GeneratorArtifact:
         TypeError,
         AttributeError,
         IndexError,
+        RecursionError,
+        SystemError,
     ):
         raise InputError(
             f"{path} is damaged or no generator: make it again with "
             "experiments/d2m.py"
         ) from None
+    shape = (module.size, module.size, module.channels)
+    wrong = wrong_preprocessing(found.preprocessing, shape) or wrong_names(
+        metadata, module.num_classes
+    )
+    for leaf in jax.tree.leaves(params):
+        if not np.isfinite(leaf).all():
+            wrong = "its parameters hold values that are not finite"
+    if wrong:
+        raise InputError(
+            f"{path} is no generator to draw from, because {wrong}: make it "
+            "again with experiments/d2m.py"
+        )
     return found
 
 

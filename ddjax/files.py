@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
+import math
 import os
 import zipfile
 import zlib
@@ -14,7 +16,15 @@ from typing import IO, Any
 
 import numpy as np
 
-__all__ = ["DamagedFile", "atomic_write", "read_npz", "sha256", "write_json"]
+__all__ = [
+    "DamagedFile",
+    "atomic_write",
+    "memory",
+    "npy_header",
+    "read_npz",
+    "sha256",
+    "write_json",
+]
 
 
 @contextlib.contextmanager
@@ -55,8 +65,41 @@ class DamagedFile(ValueError):
     """A file that is not what its name says; str() tells in what way."""
 
 
+def memory() -> int:
+    """Bytes that this process may have."""
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text()
+        return min(found, int(limit))
+    except (OSError, ValueError):
+        return found  # no such limit
+
+
+def npy_header(file: io.BufferedIOBase) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type that a .npy file declares; ``file`` is left behind them.
+
+    Raises:
+      ValueError: it is no .npy file of numbers or texts.
+    """
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"a .npy of version {version}")
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, _, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError("an array of objects, which would be a pickle")
+    return shape, dtype
+
+
 def read_npz(path: Path | str) -> dict[str, np.ndarray]:
     """Every array of an .npz file; pickles are refused.
+
+    What the file declares is checked against what it holds, and against this
+    machine's memory, before any of it is taken.
 
     Raises:
       FileNotFoundError: it is not there.
@@ -64,6 +107,7 @@ def read_npz(path: Path | str) -> dict[str, np.ndarray]:
     """
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            _check_members(file.zip)
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise
@@ -74,7 +118,28 @@ def read_npz(path: Path | str) -> dict[str, np.ndarray]:
         KeyError,
         TypeError,  # a .npy file
         RuntimeError,  # a damaged header asks for a password or an odd method
+        AttributeError,  # the same
+        SystemError,  # of texts with code points that there are not
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
         raise DamagedFile(str(error)) from None
+
+
+def _check_members(archive: zipfile.ZipFile) -> None:
+    """ValueError unless every member is an array of the size it declares."""
+    total = 0
+    for member in archive.infolist():
+        with archive.open(member) as file:
+            shape, dtype = npy_header(file)
+            declared = math.prod(shape) * dtype.itemsize
+            held = member.file_size - file.tell()
+        if declared != held:
+            raise ValueError(
+                f"{member.filename} declares {declared} bytes and holds {held}"
+            )
+        total += declared
+    if total > memory():
+        raise ValueError(
+            f"its arrays take {total} bytes and this machine has {memory()}"
+        )

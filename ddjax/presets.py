@@ -11,8 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ddjax import files
 from ddjax.types import InputError
 
 __all__ = [
@@ -233,13 +232,7 @@ def _side_of(path: Path) -> int:
             zipfile.ZipFile(path) as archive,
             archive.open("train_images.npy") as member,
         ):
-            version = np.lib.format.read_magic(member)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape, _, _ = read(member)
+            shape, _ = files.npy_header(member)
         return max(shape[1:3])
     except FileNotFoundError:
         raise InputError(

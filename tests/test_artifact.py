@@ -109,12 +109,75 @@ def test_flipped_byte(path):
     assert refused > len(places) / 2
 
 
+def written(path, **members):
+    """The example's file with other members; None leaves one out."""
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    for name, value in members.items():
+        arrays[name.replace("__", "/")] = value
+    np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
+
+
+def said(**metadata):
+    return np.array(json.dumps({"class_names": ["cat", "dog"]} | metadata))
+
+
 @pytest.mark.parametrize(
-    "changes", [{"images": np.zeros((3, 3, 3, 2))}, {"images": np.zeros(4)}]
+    "members, why",
+    [
+        ({"images": np.zeros((3, 3, 3, 2), "f")}, "3 images and 4 labels"),
+        ({"images": np.zeros(4, "f")}, r"images are float32 of shape \(4,\)"),
+        ({"images": np.zeros((0, 3, 3, 2), "f")}, "images are"),
+        ({"images": np.full((4, 3, 3, 2), np.nan)}, "images hold values"),
+        ({"labels": np.float32(1)}, r"labels are float32 of shape \(\)"),
+        ({"labels": np.zeros(4, "f")}, "labels are"),
+        ({"labels": np.zeros((4, 2, 1), "f")}, "labels are"),
+        ({"labels": np.full((4, 2), np.nan)}, "at least 0"),
+        ({"labels": np.full((4, 2), -1.0)}, "at least 0"),
+        ({"labels": np.ones((4, 1), "f")}, "name its 1 classes"),
+        ({"learning_rate": np.nan}, "learning rate is nan"),
+        ({"learning_rate": -1.0}, "learning rate is -1"),
+        ({"learning_rate": 1e300}, r"learning rate is 1e\+300"),
+        ({"preprocess__std": np.float32([0.2, 0])}, "not positive"),
+        ({"preprocess__std": np.float32([0.2, np.nan])}, "not finite"),
+        ({"preprocess__mean": np.zeros(3, "f")}, "not one of images"),
+        (
+            {
+                "preprocess__std": None,
+                "preprocess__mean": np.zeros((3, 3, 2), "f"),
+                "preprocess__matrix": np.eye(17, dtype="f"),
+            },
+            "not one of images",
+        ),
+        ({"metadata": np.array("[1]")}, "metadata are a list"),
+        ({"metadata": np.array("null")}, "metadata are a NoneType"),
+        ({"metadata": np.array("7")}, "metadata are a int"),
+        ({"metadata": np.array("{}")}, "name its 2 classes"),
+        ({"metadata": said(class_names=["cat", ""])}, "name is empty"),
+        ({"metadata": said(class_names=["cat", "\x1b[2J"])}, "name is empty"),
+        ({"metadata": said(class_names=["cat", "\ud800"])}, "name is empty"),
+        ({"metadata": np.array("[" * 100_000)}, "damaged"),
+    ],
 )
-def test_parts_that_do_not_belong_together(path, changes):
-    artifact.save(path, example(**changes))
-    with pytest.raises(InputError, match="belong together"):
+def test_what_nothing_can_be_trained_on(path, members, why):
+    """Whole files all of them, of which none may pass for images."""
+    written(path)
+    artifact.load(path)
+    with np.errstate(over="ignore"):
+        written(path, **members)
+        with pytest.raises(InputError, match=why):
+            artifact.load(path)
+
+
+def test_text_of_code_points_that_there_are_not(path):
+    content = np.array("{}")
+    written(path, metadata=content)
+    raw = path.read_bytes()
+    place = raw.index("{}".encode("utf-32-le"))
+    raw = bytearray(raw)
+    raw[place : place + 4] = b"\xff\xff\xff\x7f"
+    path.write_bytes(raw)
+    with pytest.raises(InputError, match="damaged"):
         artifact.load(path)
 
 

@@ -401,6 +401,8 @@ NAN[3, 0, 0, 0] = np.nan
         ({"class_names": np.array("cat")}, "a list of texts"),
         ({"class_names": np.array([["a", "b"]])}, "a list of texts"),
         ({"class_names": np.array(["a", "a"])}, "all be different"),
+        ({"class_names": np.array(["a", " "])}, "class 1, ' ', is empty"),
+        ({"class_names": np.array(["\x1b[2J", "a"])}, r"class 0, '.x1b\[2J'"),
     ],
 )
 def test_npz_that_cannot_be(tmp_path, changes, said):
@@ -447,10 +449,14 @@ def test_npy_is_no_npz(tmp_path):
 def test_npz_without_pickles(tmp_path):
     """Not even where the objects would pass for labels."""
     labels = np.array([0, 1] * 4, object)
-    with pytest.raises(InputError, match=r"cannot read arrays .*Object arrays"):
+    with pytest.raises(
+        InputError, match=r"cannot read arrays .*array of objects"
+    ):
         read(tmp_path, arrays(train_labels=labels))
     # Nor where nothing would look at them.
-    with pytest.raises(InputError, match=r"cannot read arrays .*Object arrays"):
+    with pytest.raises(
+        InputError, match=r"cannot read arrays .*array of objects"
+    ):
         read(tmp_path, arrays(notes=np.array([None])))
 
 

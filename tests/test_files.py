@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -128,3 +129,34 @@ def test_pickles_are_refused_unopened(tmp_path, write):
     with contextlib.suppress(Exception):
         np.load(path, allow_pickle=True)["bad"]
     assert trace.exists()
+
+
+def test_what_members_declare_is_checked_before_it_is_taken(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "file.npz"
+
+    def write(name, content):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(name, content)
+
+    def header(shape):
+        text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}"
+        text = text.ljust(117) + "\n"
+        return b"\x93NUMPY\x01\x00\x76\x00" + text.encode()
+
+    write("a.npy", header((3,)) + b"abc")
+    np.testing.assert_array_equal(files.read_npz(path)["a"], list(b"abc"))
+    for name, content, said in (
+        ("a.npy", header((10**12,)) + b"abc", "declares 1000000000000 bytes"),
+        ("a.npy", header((2,)) + b"abc", "declares 2 bytes and holds 3"),
+        ("a.txt", b"no array at all", "magic string"),
+    ):
+        write(name, content)
+        with pytest.raises(files.DamagedFile, match=said):
+            files.read_npz(path)
+    np.savez_compressed(path, a=np.zeros(1000, np.uint8))
+    assert files.read_npz(path)["a"].size == 1000
+    monkeypatch.setattr(files, "memory", lambda: 999)
+    with pytest.raises(files.DamagedFile, match="1000 bytes"):
+        files.read_npz(path)

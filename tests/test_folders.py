@@ -157,6 +157,13 @@ def test_links(tmp_path):
     assert listing.ignored == 3
 
 
+def test_a_class_that_cannot_be_shown(tmp_path):
+    """It would clear the terminal."""
+    grow(tmp_path, "dog/b.png", "a\x1b[2J/2.jpg")
+    with pytest.raises(InputError, match="cannot be shown: rename it"):
+        list_images(tmp_path)
+
+
 def test_names_of_any_bytes(tmp_path):
     grow(tmp_path, "à/ü ö.png", "b/%s.png")
     with open(os.fsencode(tmp_path / "b") + b"/\xff.png", "w"):

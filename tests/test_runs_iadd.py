@@ -12,7 +12,7 @@ from small import IADD
 
 from ddjax import artifact, evaluate, parallel, presets
 from ddjax.data import preprocess
-from ddjax.runs import ceiling, iadd, prepare, scores
+from ddjax.runs import baselines, ceiling, iadd, prepare, scores, teachers
 from ddjax.runs.workdir import Shared
 from ddjax.settings import Settings
 from ddjax.types import InputError, Segment
@@ -251,7 +251,7 @@ def test_tested_again(first, runs, capsys):
     found = artifact.load(first[0] / "distilled.npz")
     iadd.test_again(DIGITS, task, found)
     mean = 100 * table["distilled"]["convnet"]["mean"]
-    again = float(capsys.readouterr().out.split()[1])
+    again = float(capsys.readouterr().out.split()[2])
     assert again == pytest.approx(mean, abs=1)
     small = found._replace(images=found.images[:, :4])
     with pytest.raises(InputError, match=r"\(4, 8, 1\).*\(8, 8, 1\)"):
@@ -560,6 +560,23 @@ def test_labels_of_teachers_are_what_a_run_ends_with(runs):
     labels = artifact.load(run / "distilled.npz").labels
     np.testing.assert_allclose(labels.sum(-1), 1, rtol=1e-5)
     assert ((labels > 0) & (labels < 1)).any()
+
+
+@pytest.mark.parametrize("name", ["herding", "k_centre"])
+def test_begun_with_picked_images(first, runs, name):
+    """Those that the baselines show, class by class."""
+    task = prepare.task(DIGITS.data, DIGITS.model, 0, runs[0] / "data")
+    asked = DIGITS.changed({"iadd.initial": name, "iadd.ipc": 2})
+    store = teachers.train(asked, task, runs[0] / "teachers")
+    random = iadd.choose_initial(asked, task)
+    found = iadd.picked(asked, random, task, store)
+    seen = store.snapshot(0, store.epochs)
+    picks = baselines.pick([name], task, seen, [2])[2][name]
+    np.testing.assert_array_equal(found.images, picks.images)
+    np.testing.assert_array_equal(found.labels, picks.labels)
+    assert not np.array_equal(found.images, random.images)
+    as_asked = iadd.picked(DIGITS, random, task, store)
+    assert as_asked is random
 
 
 def test_the_window_widens():

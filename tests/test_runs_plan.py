@@ -33,7 +33,7 @@ FIXED = {
 ASKED = Settings.of(
     IADD
     | FIXED
-    | {"data.source": "digits", "minutes": 4.0, "iadd.augment": "crop"}
+    | {"data.source": "digits", "minutes": 1.5, "iadd.augment": "crop"}
 )
 
 
@@ -90,7 +90,7 @@ def test_a_planned_run_is_found_again_by_what_was_asked(run, capsys):
     again()
     assert "complete" in capsys.readouterr().out
     with pytest.raises(
-        InputError, match=r"minutes is 4\.0 there and 5\.0 here"
+        InputError, match=r"minutes is 1\.5 there and 5\.0 here"
     ):
         again(ASKED.changed({"minutes": 5.0}))
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddjax.data.classes import check_labels
+from ddjax.data.classes import check_labels, check_names
 from ddjax.types import InputError
 
 __all__ = ["Arrays", "check_arrays"]
@@ -88,12 +88,18 @@ def _names_of(where, arrays, parts) -> tuple[str, ...]:
             f"{where}class_names must be a list of texts, not {names.dtype} "
             f"of shape {names.shape}"
         )
-    found = tuple(
-        name.decode(errors="replace") if isinstance(name, bytes) else str(name)
-        for name in names
-    )
-    if len(set(found)) < len(found):
-        raise InputError(f"{where}class_names must all be different")
+    try:
+        found = tuple(
+            name.decode(errors="replace")
+            if isinstance(name, bytes)
+            else str(name)
+            for name in names
+        )
+    except (SystemError, ValueError):
+        raise InputError(
+            f"{where}class_names holds code points that there are not"
+        ) from None
+    check_names(where, found)
     if highest >= len(found) and highest < len(arrays["train_images"]):
         raise InputError(
             f"{where}class_names has {len(found)} names, and labels go up to "

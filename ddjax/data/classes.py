@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,6 +15,8 @@ __all__ = [
     "ByClass",
     "balanced_weights",
     "check_labels",
+    "check_names",
+    "is_showable",
     "one_hot",
     "per_class_indices",
 ]
@@ -49,6 +53,33 @@ def check_labels(
             f"{labels.min()}..{labels.max()}"
         )
     return labels
+
+
+def is_showable(name: str) -> bool:
+    """Whether a text can stand on a page and in a terminal.
+
+    It is not empty, and of its characters none controls a terminal and none is
+    half of a pair (a file name that is no UTF-8 is read as such halves).
+    """
+    kinds = {unicodedata.category(character) for character in name}
+    return bool(name.strip()) and not kinds & {"Cc", "Cs"}
+
+
+def check_names(where: str, names: Sequence[str]) -> None:
+    """InputError unless classes have names that can be shown, all different.
+
+    Args:
+      where: what a sentence about them begins with.
+      names: of the classes.
+    """
+    if len(set(names)) < len(names):
+        raise InputError(f"{where}class_names must all be different")
+    for number, name in enumerate(names):
+        if not is_showable(name):
+            raise InputError(
+                f"{where}the name of class {number}, {name!a}, is empty "
+                "or holds characters that cannot be shown: rename it"
+            )
 
 
 def one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:

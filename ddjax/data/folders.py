@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ddjax.data.classes import check_names
 from ddjax.types import InputError
 
 __all__ = ["Listing", "list_images", "list_tiny_imagenet"]
@@ -97,6 +98,7 @@ def list_images(folder: Path, *, without: Sequence[str] = ()) -> Listing:
             f"{folder / roles['train']} holds one class only "
             f"({class_names[0]!r}): a classifier needs at least two"
         )
+    check_names(f"{folder / roles['train']}: ", class_names)
     splits = {}
     for split, names in classes.items():
         if unknown := sorted(set(names) - set(class_names)):

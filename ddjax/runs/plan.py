@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import shutil
 import time
 from collections.abc import Collection, Iterator
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddjax import training
+from ddjax import files, training
 from ddjax.runs import ceiling, prepare, probe, teachers
 from ddjax.settings import BASELINES, Evaluate, Settings
 from ddjax.types import InputError, Params
@@ -335,23 +334,12 @@ def _risen(found: list[float]) -> int:
 # Room ------------------------------------------------------------------------
 
 
-def _memory() -> int:
-    """Bytes that this process may have."""
-    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in ("/sys/fs/cgroup/memory.max",):
-        try:
-            found = min(found, int(Path(path).read_text()))
-        except (OSError, ValueError):
-            pass  # no such limit
-    return found
-
-
 def _check_room(plan: Plan, folder: Path = Path(".")) -> None:
     """InputError where memory or disk do not suffice."""
-    if jax.default_backend() == "cpu" and plan.memory > 0.9 * _memory():
+    if jax.default_backend() == "cpu" and plan.memory > 0.9 * files.memory():
         raise InputError(
             f"an update needs {_size(plan.memory)} of memory and this machine "
-            f"has {_size(_memory())}: lower model.width or iadd.batch_size"
+            f"has {_size(files.memory())}: lower model.width or iadd.batch_size"
         )
     free = shutil.disk_usage(folder).free
     if plan.disk > 0.9 * free:
