@@ -225,6 +225,7 @@ def update(
     preprocessing: Any,
     settings: D2m,
     axis_name: str | None = None,
+    total: int | None = None,
 ) -> tuple[D2mState, dict[str, Array]]:
     """One step of Adam on the mean loss of several groups.
 
@@ -240,6 +241,8 @@ def update(
       preprocessing: takes pixels to network input.
       settings: of the run.
       axis_name: of the enclosing pmap or vmap over devices, or None.
+      total: groups of all devices, where these do not divide them evenly; see
+        ``parallel.mean_gradient``.
 
     Returns:
       (state after the step, metrics: scalars, the same on every device).
@@ -257,6 +260,7 @@ def update(
         jax.random.fold_in(state.key, state.step),
         metrics=("embedding", "prediction"),
         axis_name=axis_name,
+        total=total,
     )
     updates, opt_state = adam(settings.rate).update(grads, state.opt_state)
     params = optax.apply_updates(state.params, updates)

@@ -369,6 +369,7 @@ def update(
     settings: Iadd,
     project: Callable[[Array], Array] | None = None,
     axis_name: str | None = None,
+    total: int | None = None,
 ) -> tuple[IaddState, dict[str, Array]]:
     """One step of the outer loop, on the mean loss of several segments.
 
@@ -384,6 +385,8 @@ def update(
       project: where given, takes the images [n h w c] after the step to what
         they may be.
       axis_name: of the enclosing pmap or vmap over devices, or None.
+      total: segments of all devices, where these do not divide them evenly; see
+        ``parallel.mean_gradient``.
 
     Returns:
       (state after the step, metrics: scalars, the same on every device).
@@ -407,6 +410,7 @@ def update(
         jax.random.fold_in(state.key, state.step),
         metrics=("inner_loss_first", "inner_loss_last"),
         axis_name=axis_name,
+        total=total,
     )
     updates, opt_state = make_optimizer(settings).update(
         grads, state.opt_state, variables

@@ -8,21 +8,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-from ddjax.types import InputError
+import numpy as np
 
 AXIS = "devices"
 
 __all__ = [
     "AXIS",
-    "check_spread",
     "device_count",
+    "even",
     "map_networks",
     "mean_gradient",
     "networks_at_once",
     "over_devices",
     "replicate",
     "shard",
+    "spread",
 ]
 
 
@@ -58,33 +58,53 @@ def device_count() -> int:
     return jax.local_device_count()
 
 
-def check_spread(field: str, count: int) -> None:
-    """InputError where so many pieces of work leave devices uneven.
+def spread(count: int) -> int:
+    """How many devices so many pieces of work are for.
+
+    No more than take a piece each, and none that would be left without one
+    when the others have as many as the first.
 
     Args:
-      field: that says how many, for the message.
-      count: of the pieces.
+      count: of the pieces, at least 1.
     """
-    if count % device_count():
-        raise InputError(
-            f"{field} must be a multiple of the {device_count()} devices, not "
-            f"{count}"
-        )
+    each = -(-count // min(count, device_count()))
+    return -(-count // each)
 
 
-def over_devices(update: Callable[..., Any]) -> Callable[..., Any]:
-    """``update(state, data, axis_name=...)`` on all local devices at once.
+def even(count: int) -> int:
+    """The most devices that so many pieces of work divide evenly among.
+
+    Args:
+      count: of the pieces, at least 1.
+    """
+    most = min(count, device_count())
+    return max(n for n in range(1, most + 1) if count % n == 0)
+
+
+def over_devices(
+    update: Callable[..., Any], devices: int | None = None
+) -> Callable[..., Any]:
+    """``update(state, data, axis_name=...)`` on several devices at once.
 
     The state is unstacked, the same on every device; the data's leading axis
     is the devices'. The update must ``pmean`` whatever it returns, or the
     first device's value is taken without a word.
+
+    Args:
+      update: of one device.
+      devices: how many local ones; by default all.
     """
     return jax.pmap(
         functools.partial(update, axis_name=AXIS),
         axis_name=AXIS,
         in_axes=(None, 0),
         out_axes=None,
+        devices=_local(devices),
     )
+
+
+def _local(devices: int | None) -> list[Any]:
+    return jax.local_devices()[: devices or device_count()]
 
 
 def mean_gradient(
@@ -95,6 +115,7 @@ def mean_gradient(
     *,
     metrics: Sequence[str],
     axis_name: str | None = None,
+    total: int | None = None,
 ) -> tuple[Any, dict[str, jax.Array]]:
     """Gradient of the mean loss of several groups, on all devices.
 
@@ -109,6 +130,8 @@ def mean_gradient(
       key: of the update.
       metrics: the names that ``loss_fn`` gives beside its loss.
       axis_name: of the enclosing pmap or vmap over devices, or None.
+      total: groups of all devices that count, the first so many, where the
+        last are there only to give every device as many; None: all count.
 
     Returns:
       (gradient like variables, metrics and "loss": means over the groups).
@@ -116,44 +139,69 @@ def mean_gradient(
     count = jax.tree.leaves(groups)[0].shape[0]
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * count
 
-    def add(total, inputs):
+    def add(sums, inputs):
         group, index = inputs
         (loss, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             variables, group, jax.random.fold_in(key, index)
         )
         found = (grads, {"loss": loss, **terms})
-        return jax.tree.map(jnp.add, total, found), None
+        if total is not None:
+            found = jax.tree.map(
+                lambda leaf: jnp.where(index < total, leaf, 0), found
+            )
+        return jax.tree.map(jnp.add, sums, found), None
 
     zeros = (
         jax.tree.map(jnp.zeros_like, variables),
         dict.fromkeys(("loss", *metrics), jnp.zeros((), jnp.float32)),
     )
-    total, _ = jax.lax.scan(add, zeros, (groups, first + jnp.arange(count)))
-    mean = jax.tree.map(lambda leaf: leaf / count, total)
+    sums, _ = jax.lax.scan(add, zeros, (groups, first + jnp.arange(count)))
+    if total is not None and axis_name is not None:
+        sums = jax.lax.psum(sums, axis_name)
+        return jax.tree.map(lambda leaf: leaf / total, sums)
+    mean = jax.tree.map(lambda leaf: leaf / (total or count), sums)
     return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
 
 
-def replicate(tree: Any) -> Any:
-    """Places arrays on all local devices, as ``over_devices`` returns them.
+def replicate(tree: Any, devices: int | None = None) -> Any:
+    """Places arrays on several devices, as ``over_devices`` returns them.
 
     A state that is not placed so is compiled for twice: once for the first
     call, once for what comes back from it.
+
+    Args:
+      tree: of arrays.
+      devices: how many local ones; by default all.
     """
+    local = _local(devices)
     mesh = jax.make_mesh(
-        (device_count(),),
+        (len(local),),
         (AXIS,),
         axis_types=(jax.sharding.AxisType.Auto,),
-        devices=jax.local_devices()[: device_count()],
+        devices=local,
     )
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return jax.device_put(tree, everywhere)
 
 
-def shard(data: Any) -> Any:
-    """Splits the leading axis m into (devices, m / devices)."""
-    devices = device_count()
+def shard(data: Any, devices: int | None = None) -> Any:
+    """Splits the leading axis m into (devices, m / devices), rounded up.
+
+    Where that does not go evenly the last piece is repeated: the ``total`` of
+    ``mean_gradient`` leaves what was added out.
+
+    Args:
+      data: pytree whose leaves lead with m.
+      devices: how many; by default all.
+    """
+    devices = devices or device_count()
 
     def split(leaf):
-        return leaf.reshape(devices, leaf.shape[0] // devices, *leaf.shape[1:])
+        each = -(-leaf.shape[0] // devices)
+        missing = devices * each - leaf.shape[0]
+        if missing:
+            last = np.repeat(np.asarray(leaf[-1:]), missing, axis=0)
+            leaf = np.concatenate([np.asarray(leaf), last])
+        return leaf.reshape(devices, each, *leaf.shape[1:])
 
     return jax.tree.map(split, data)

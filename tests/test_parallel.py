@@ -1,7 +1,11 @@
 """Work is spread over devices in the order it came in."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ddjax import parallel
 
@@ -29,3 +33,71 @@ def test_results_come_back_in_the_order_of_the_devices():
     )
     numbers, parts = placed(parallel.shard(np.arange(8)))
     np.testing.assert_array_equal(parts // 2, np.stack([numbers] * 2, 1))
+
+
+@pytest.mark.parametrize(
+    "count, devices, expected, even",
+    [
+        (1, 4, 1, 1),
+        (3, 4, 3, 3),
+        (4, 4, 4, 4),
+        (5, 4, 3, 1),  # two, two and one
+        (6, 4, 3, 3),
+        (9, 4, 3, 3),
+        (10, 4, 4, 2),
+        (3, 2, 2, 1),
+        (50, 8, 8, 5),
+    ],
+)
+def test_spread(count, devices, expected, even, monkeypatch):
+    monkeypatch.setattr(parallel, "device_count", lambda: devices)
+    assert parallel.spread(count) == expected
+    assert parallel.even(count) == even
+    shape = parallel.shard(np.arange(count), expected).shape
+    assert shape == (expected, -(-count // expected))
+
+
+def loss(variables, group, key):
+    noise = jax.random.normal(key, variables.shape)
+    gap = variables * group - noise
+    return jnp.sum(gap**2), {"first": gap[0]}
+
+
+@pytest.mark.parametrize("count", range(1, 10))
+def test_any_number_of_pieces_on_any_number_of_devices(count):
+    """The mean over all of them, whoever has them, up to the
+    rounding of float32 sums in another order."""
+    rng = np.random.default_rng(count)
+    variables = jnp.float32(rng.normal(size=3))
+    pieces = np.float32(rng.normal(size=(count, 3)))
+    key = jax.random.key(0)
+    mean = functools.partial(
+        parallel.mean_gradient, loss, metrics=("first",), key=key
+    )
+    grads, metrics = mean(variables, pieces)
+    alone = [
+        jax.value_and_grad(loss, has_aux=True)(
+            variables, piece, jax.random.fold_in(key, i)
+        )
+        for i, piece in enumerate(pieces)
+    ]
+    np.testing.assert_allclose(
+        grads, np.mean([grad for _, grad in alone], 0), rtol=1e-5, atol=1e-6
+    )
+    for devices in range(1, min(count, 4) + 1):
+        total = count if count % devices else None
+        spread = parallel.over_devices(
+            lambda variables, pieces, axis_name, total=total: mean(
+                variables, pieces, axis_name=axis_name, total=total
+            ),
+            devices,
+        )
+        found, told = spread(
+            parallel.replicate(variables, devices),
+            parallel.shard(pieces, devices),
+        )
+        np.testing.assert_allclose(found, grads, rtol=1e-5, atol=1e-6)
+        for name in ("loss", "first"):
+            assert float(told[name]) == pytest.approx(
+                float(metrics[name]), rel=1e-5
+            )

@@ -10,6 +10,7 @@ from small import D2M
 
 import ddjax
 from ddjax import artifact, evaluate, parallel
+from ddjax.data import classes
 from ddjax.runs import d2m, gan, generate, prepare
 from ddjax.runs.workdir import Shared
 from ddjax.settings import Settings
@@ -147,14 +148,18 @@ def test_what_only_the_data_can_tell(runs, fields, said):
     assert not (folder / "refused").exists()
 
 
-def test_devices_share_the_work(runs, monkeypatch):
+def test_devices_share_a_batch_evenly(task, monkeypatch):
+    """Ten images on four devices: five on each of two."""
     monkeypatch.setattr(parallel, "device_count", lambda: 4)
-    with pytest.raises(InputError, match=r"gan\.batch_size must be a multiple"):
-        runs[1]("refused")
-    with pytest.raises(InputError, match=r"gan\.batch_size must be a multiple"):
-        gan.run(DIGITS, runs[2])
-    with pytest.raises(InputError, match=r"d2m\.groups must be a multiple of"):
-        runs[1]("refused", **{"gan.batch_size": 12})
+    data = task.splits.train
+    found = gan._draw(
+        DIGITS.gan,
+        data,
+        classes.ByClass(data.labels, task.num_classes),
+        jax.random.key(0),
+    )
+    assert found.images.shape[:3] == (2, DIGITS.gan.critic_steps, 5)
+    assert found.labels.shape[:3] == (2, DIGITS.gan.critic_steps, 5)
 
 
 def test_a_rate_that_explodes_stops_the_run(first, runs):

@@ -68,9 +68,6 @@ def run(
             "minutes= plans runs of IADD: of D2M, set gan.iterations and "
             "d2m.iterations"
         )
-    if not settings.d2m.generator:
-        parallel.check_spread("gan.batch_size", settings.gan.batch_size)
-    parallel.check_spread("d2m.groups", settings.d2m.groups)
     if workdir.is_complete(settings, folder, "d2m"):
         prepare.check_finished(settings, folder, shared.data)
         return
@@ -228,6 +225,7 @@ def distil(
       The last state.
     """
     part, last = settings.d2m, settings.d2m.iterations
+    devices = parallel.spread(part.groups)
     key = jax.random.key(settings.seed)
     update = functools.partial(
         d2m.update,
@@ -235,6 +233,7 @@ def distil(
         apply_fn=training.apply_fn_of(task.module),
         preprocessing=task.preprocessing,
         settings=part,
+        total=part.groups if part.groups % devices else None,
     )
     groups = Groups(part, settings.seed, task, draw_network)
     (folder / "looks").mkdir(exist_ok=True)
@@ -244,12 +243,12 @@ def distil(
         last=last,
         folder=folder,
         log=settings.log,
-        draw=lambda step: parallel.shard(groups(step)),
-        update=parallel.over_devices(update),
+        draw=lambda step: parallel.shard(groups(step), devices),
+        update=parallel.over_devices(update, devices),
         guard=loop.finite("lower d2m.rate"),
         looks={0, *loop.look_steps(settings.evaluate.looks, last)},
         look=functools.partial(look, settings, folder, task, given),
-        place=parallel.replicate,
+        place=functools.partial(parallel.replicate, devices=devices),
     )
 
 

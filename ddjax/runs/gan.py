@@ -90,7 +90,6 @@ def run(settings: Settings, shared: workdir.Shared) -> None:
     Raises:
       InputError: see ``train``.
     """
-    parallel.check_spread("gan.batch_size", settings.gan.batch_size)
     task = prepare.task(
         settings.data, settings.model, settings.seed, shared.data
     )
@@ -177,6 +176,7 @@ def _pretrain(settings, task, networks, folder):
         settings=part,
     )
     (folder / "samples").mkdir(exist_ok=True)
+    devices = parallel.even(part.batch_size)
 
     def keep_samples(state, step):
         apply, params = _averaged(part, state, networks.generator)
@@ -193,11 +193,11 @@ def _pretrain(settings, task, networks, folder):
         draw=lambda step: _draw(
             part, data, by_class, jax.random.fold_in(data_key, step)
         ),
-        update=parallel.over_devices(update),
+        update=parallel.over_devices(update, devices),
         guard=loop.finite("lower gan.generator_rate and gan.critic_rate"),
         looks=loop.look_steps(part.looks, part.iterations),
         look=keep_samples,
-        place=parallel.replicate,
+        place=functools.partial(parallel.replicate, devices=devices),
     )
 
 
@@ -207,7 +207,7 @@ def _draw(part: Gan, data, by_class, key) -> Batch:
     All classes are drawn alike, however many images they have.
     """
     label_key, image_key = jax.random.split(key)
-    devices = parallel.device_count()
+    devices = parallel.even(part.batch_size)
     shape = (devices, part.critic_steps, part.batch_size // devices)
     labels = np.asarray(
         _classes(label_key, shape, by_class.num_classes), np.int32

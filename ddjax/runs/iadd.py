@@ -70,7 +70,6 @@ def run(
       InputError: the settings do not fit the data, the folder holds another
         run, or the run has left the numbers.
     """
-    parallel.check_spread("iadd.segments", settings.iadd.segments)
     if workdir.is_complete(settings, folder, "iadd"):
         prepare.check_finished(settings, folder, shared.data)
         return
@@ -194,6 +193,7 @@ def distil(
     key = jax.random.key(settings.seed)
     segment_key = jax.random.fold_in(key, _SEGMENTS)
     apply_fn = training.apply_fn_of(task.module)
+    devices = parallel.spread(part.segments)
 
     @functools.cache
     def update_at(scale):
@@ -203,7 +203,9 @@ def distil(
                 apply_fn=apply_fn,
                 settings=iadd.scaled(part, scale),
                 project=within_bounds(part, task),
-            )
+                total=part.segments if part.segments % devices else None,
+            ),
+            devices,
         )
 
     (folder / "looks").mkdir(exist_ok=True)
@@ -221,7 +223,8 @@ def distil(
         draw=lambda step: parallel.shard(
             draw_segments(
                 part, store, jax.random.fold_in(segment_key, step), step
-            )
+            ),
+            devices,
         ),
         update=lambda state, segments: update_at(float(state.scale))(
             state, segments
@@ -230,7 +233,7 @@ def distil(
         detail=functools.partial(_detail, part),
         looks={0, *loop.look_steps(settings.evaluate.looks, last)},
         look=functools.partial(look, settings, folder, task),
-        place=parallel.replicate,
+        place=functools.partial(parallel.replicate, devices=devices),
         recover=halved,
     )
 
