@@ -195,7 +195,7 @@ def evaluate(
     num_classes = _classes_of(module, test)
     train = _train_streamed
     if not isinstance(sample_fn, training.Stream):
-        train = _train
+        train = functools.partial(parallel.spread_networks, _train)
         if not isinstance(sample_fn, Partial):
             sample_fn = Partial(sample_fn)
     params = train(
@@ -283,7 +283,8 @@ def _count_right(params, test, module, num_classes, preprocessing):
         lambda begin: test.images[begin : begin + size], range(0, count, size)
     ):
         right = right + np.asarray(
-            _right(
+            parallel.spread_networks(
+                _right,
                 params,
                 images,
                 labels[begin : begin + size],

@@ -23,6 +23,7 @@ __all__ = [
     "replicate",
     "shard",
     "spread",
+    "spread_networks",
 ]
 
 
@@ -107,6 +108,57 @@ def _local(devices: int | None) -> list[Any]:
     return jax.local_devices()[: devices or device_count()]
 
 
+def spread_networks(
+    function: Callable[..., Any], networks: Any, *shared: Any, **static: Any
+) -> Any:
+    """``function(networks, *shared, **static)``, on several devices at once.
+
+    What a network becomes does not depend on those beside it, so the result is
+    that of one device.
+
+    Args:
+      function: of networks side by side, jitted, whose keywords are static.
+      networks: pytree whose leaves lead with the number of networks.
+      *shared: by all of them.
+      **static: the keywords.
+
+    Returns:
+      What ``function`` returns, its leaves led by the number of networks.
+    """
+    count = jax.tree.leaves(networks)[0].shape[0]
+    devices = spread(count)
+    if devices == 1:
+        return function(networks, *shared, **static)
+    each = -(-count // devices)
+    # The last is trained once more where they do not divide evenly.
+    place = np.minimum(np.arange(devices * each), count - 1)
+    place = place.reshape(devices, each)
+    # From one device and to it: what lies on several cannot be cut anew. Keys
+    # have to be placed by hand.
+    first = jax.local_devices()[0]
+    parts = jax.tree.map(lambda x: jax.device_put(x, first)[place], networks)
+    parts = jax.device_put(parts, _sharding(devices, AXIS))
+    shared = replicate(shared, devices)
+    on_all = _on_all(
+        function, devices, len(shared), tuple(sorted(static.items()))
+    )
+    return jax.tree.map(
+        lambda x: x.reshape(-1, *x.shape[2:])[:count],
+        jax.device_put(on_all(parts, *shared), first),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _on_all(function, devices, shared, static):
+    """Kept, because every pmap compiles anew."""
+    return jax.pmap(
+        functools.partial(function, **dict(static)),
+        axis_name=AXIS,
+        in_axes=(0, *(None,) * shared),
+        devices=_local(devices),
+    )
+
+
 def mean_gradient(
     loss_fn: Callable[..., Any],
     variables: Any,
@@ -173,6 +225,11 @@ def replicate(tree: Any, devices: int | None = None) -> Any:
       tree: of arrays.
       devices: how many local ones; by default all.
     """
+    return jax.device_put(tree, _sharding(devices))
+
+
+def _sharding(devices: int | None, *axes: str) -> jax.sharding.Sharding:
+    """As pmap has it: by the leading axis, or of the whole on every device."""
     local = _local(devices)
     mesh = jax.make_mesh(
         (len(local),),
@@ -180,8 +237,7 @@ def replicate(tree: Any, devices: int | None = None) -> Any:
         axis_types=(jax.sharding.AxisType.Auto,),
         devices=local,
     )
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return jax.device_put(tree, everywhere)
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
 
 
 def shard(data: Any, devices: int | None = None) -> Any:

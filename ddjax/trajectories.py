@@ -136,9 +136,9 @@ def advance(
             num_steps=1,
             preprocessing=preprocessing,
         )
-    return _epoch(
-        carry,
-        epoch_keys,
+    return parallel.spread_networks(
+        _epoch,
+        (carry, epoch_keys),
         data,
         rate,
         preprocessing,
@@ -148,7 +148,7 @@ def advance(
 
 
 @functools.partial(jax.jit, static_argnames=("module", "recipe"))
-def _epoch(carry, keys, data, rate, preprocessing, *, module, recipe):
+def _epoch(carry_and_keys, data, rate, preprocessing, *, module, recipe):
     def one(carry, key):
         params, opt_state, _ = training.train_epochs(
             training.supervised_loss(
@@ -165,7 +165,7 @@ def _epoch(carry, keys, data, rate, preprocessing, *, module, recipe):
         )
         return params, opt_state
 
-    return parallel.map_networks(one, carry, keys)
+    return parallel.map_networks(one, *carry_and_keys)
 
 
 class Recorder:

@@ -101,3 +101,28 @@ def test_any_number_of_pieces_on_any_number_of_devices(count):
             assert float(told[name]) == pytest.approx(
                 float(metrics[name]), rel=1e-5
             )
+
+
+@functools.partial(jax.jit, static_argnames="factor")
+def walk(inputs, offset, *, factor):
+    """A walk for each key, which no other network has a part in."""
+    start, keys = inputs
+
+    def one(start, key):
+        return {"end": start + factor * jax.random.normal(key, ()) + offset}
+
+    return parallel.map_networks(one, start, keys)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 9])
+def test_networks_are_the_same_on_any_devices(count, monkeypatch):
+    keys = jax.random.split(jax.random.key(0), count)
+    start = np.arange(count, dtype=np.float32)
+    expected = walk((start, keys), jnp.float32(0.5), factor=3.0)["end"]
+    assert expected.shape == (count,)
+    for devices in (1, 2, 3, 4):
+        monkeypatch.setattr(parallel, "device_count", lambda n=devices: n)
+        found = parallel.spread_networks(
+            walk, (start, keys), jnp.float32(0.5), factor=3.0
+        )["end"]
+        np.testing.assert_array_equal(found, expected)

@@ -43,6 +43,13 @@ def make(folder, **changes):
     return record(folder, KEY, data(), NETWORK, **(arguments | changes))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "device_count", lambda: 1)
+        yield
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     return make(tmp_path_factory.mktemp("teachers"))
@@ -200,6 +207,14 @@ def test_side_by_side(recorded, tmp_path, monkeypatch):
             recorded.snapshot(teacher, EPOCHS),
             1e-5,
         )
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_on_several_devices(recorded, tmp_path, monkeypatch, devices):
+    """The same files, to the byte: each device trains whole teachers."""
+    monkeypatch.setattr(parallel, "device_count", lambda: devices)
+    make(tmp_path)
+    assert contents(tmp_path) == contents(recorded.folder)
 
 
 # --- Streams -----------------------------------------------------------------

@@ -134,7 +134,7 @@ def record(
       shaped_by: JSON-able; whatever made these teachers what they are. A
         folder that was shaped by something else is refused.
       at_once: teachers trained side by side; by default what is fastest on
-        this backend.
+        this backend and all its devices.
 
     Returns:
       Teachers.
@@ -145,7 +145,7 @@ def record(
         together.
     """
     recorder = trajectories.Recorder(folder, dtype=dtype, shaped_by=shaped_by)
-    at_once = at_once or parallel.networks_at_once()
+    at_once = at_once or parallel.networks_at_once() * parallel.device_count()
     if not isinstance(data, training.Stream):
         data = Batch(jnp.asarray(data.images), jnp.asarray(data.labels))
     missing = recorder.missing(count)
