@@ -284,7 +284,7 @@ def test_the_length_of_a_training_on_the_whole_data_is_told(run, text):
     ) in table
     assert (
         "a &lt;i&gt;mlp took 42 steps of SGD with momentum, at a rate that "
-        "falls from 0.1 to 0: as many as evaluate.full_steps allows"
+        "falls from 0.1 to 0: no more than evaluate.full_steps allows"
     ) in table
     assert "steps of SGD" not in text  # of an older library
 

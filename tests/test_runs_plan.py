@@ -82,7 +82,10 @@ def test_the_plan_is_kept_and_what_is_fixed_stays(run):
         assert found["config"][name] == value
     for name, value in FIXED.items():
         assert found["config"][name] == value
-    assert (folder / "report.html").exists()
+    page = (folder / "report.html").read_text()
+    assert "planned for 1.5 minutes" in page
+    # Few steps on the whole data are told where its figure stands first.
+    assert "a training that was cut short" in page
 
 
 def test_a_planned_run_is_found_again_by_what_was_asked(run, capsys):
@@ -123,15 +126,17 @@ def test_a_plan_alone_leaves_nothing(tmp_path, capsys, monkeypatch, task):
 
 
 def test_too_few_minutes_are_refused_with_a_number_that_suffices(task):
-    asked = ASKED.changed({"minutes": 0.02})
-    with pytest.raises(InputError, match=r"give minutes=[1-9]"):
+    asked = ASKED.changed({"minutes": 0.45})
+    with pytest.raises(InputError, match=r"tests .*; give minutes=[1-9]"):
         plan.decide(asked, task, set(FIXED) - {"iadd.iterations"})
+    with pytest.raises(InputError, match="less than a start"):
+        plan.decide(asked.changed({"minutes": 0.1}), task)
 
 
 def test_memory_and_disk_are_looked_at(monkeypatch):
     small = plan.Plan(ASKED, {}, {}, 10**6, 10**6)
     plan._check_room(small)
-    monkeypatch.setattr(plan, "_memory", lambda: 10**6)
+    monkeypatch.setattr(plan.files, "memory", lambda: 10**6)
     with pytest.raises(InputError, match=r"model\.width or iadd\.batch_size"):
         plan._check_room(small)
     large = plan.Plan(ASKED, {}, {}, 0, 10**18)

@@ -113,6 +113,7 @@ def per_class_indices(
     count: int,
     *,
     field: str = "iadd.ipc",
+    names: Sequence[str] = (),
 ) -> np.ndarray:
     """``count`` random examples of every class, class by class.
 
@@ -122,6 +123,7 @@ def per_class_indices(
       num_classes: k.
       count: examples of each class.
       field: of the config that asks for so many, for the message.
+      names: of the classes, for the message; their numbers by default.
 
     Returns:
       [k * count] indices, without repetition.
@@ -134,7 +136,8 @@ def per_class_indices(
         members = np.flatnonzero(labels == label)
         if len(members) < count:
             raise InputError(
-                f"class {label} has {len(members)} training images beside "
+                f"class {names[label] if names else label} has "
+                f"{len(members)} training images beside "
                 f"those held out, fewer than the {count} asked for: lower "
                 f"config.{field}"
             )

@@ -118,6 +118,7 @@ def write_page(workdir: Path) -> Path:
         classes=data["labels"].shape[-1],
         reached=scores.reached(rows, metadata, metric),
         effort=artefacts.effort(records),
+        minutes=config.get("config", {}).get("minutes", 0),
         pictures=_pictures(workdir, data, metadata),
         results=_results(rows),
         picks=list(rows),

@@ -78,7 +78,8 @@ def reached(
 ) -> dict[str, Any]:
     """What a summary tells: the "network" that was trained on what was
     distilled ("" if none was), and {row: result} as "results", balanced
-    accuracies if they are the metric and all have one, else accuracies."""
+    accuracies if they are the metric and all have one, else accuracies; and
+    whether the training on the whole data was "cut" short."""
     rows = ("distilled", "pretrained", "random_real", "full_data")
     found = _main(scores, metadata, rows)
     balanced = metric == "balanced_accuracy" and all(
@@ -87,6 +88,7 @@ def reached(
     return {
         "network": found["distilled"][0] if "distilled" in found else "",
         "balanced": balanced,
+        "cut": any(result.get("cut") for _, result in found.values()),
         "results": {
             row: result[metric] if balanced else result
             for row, (_, result) in found.items()

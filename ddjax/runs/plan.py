@@ -105,6 +105,11 @@ def decide(
     """
     begin = time.perf_counter()
     total = 60 * asked.minutes
+    if total < _FIXED_SECONDS:
+        raise InputError(
+            f"minutes={asked.minutes:g} are less than a start and a page take, "
+            "about half a minute: give at least minutes=2, for small images"
+        )
     images = min(asked.iadd.ipc * task.num_classes, _BATCH)
     looks, _, epochs = _TESTS[-1]
     while True:
@@ -128,11 +133,17 @@ def decide(
     if updates < _LEAST_UPDATES:
         each = plan.seconds["updates"] / max(updates, 1)
         missing = (_LEAST_UPDATES - updates) * each / 60
+        spent = ", ".join(
+            f"{stage} {seconds / 60:.1f}"
+            for stage, seconds in plan.seconds.items()
+            if stage != "updates"
+        )
         raise InputError(
-            f"minutes={asked.minutes:g} leave time for {max(updates, 0)} "
-            f"updates of this set on this machine, and {_LEAST_UPDATES} is the "
-            f"least: give minutes={math.ceil(plan.minutes + missing)}, or "
-            "lower iadd.ipc or data.size"
+            f"minutes={asked.minutes:g} do not suffice for this set on this "
+            f"machine: without its updates, of which {_LEAST_UPDATES} are the "
+            f"least, a run takes {spent} minutes; give minutes="
+            f"{math.ceil(plan.minutes + missing)}, or lower data.size"
+            + (" or iadd.ipc" if asked.iadd.ipc > 1 else "")
         )
     _check_room(plan)
     return plan, task

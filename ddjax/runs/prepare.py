@@ -75,7 +75,9 @@ class Task(NamedTuple):
           InputError: a class has too few.
         """
         train, k = self.splits.train, self.num_classes
-        chosen = classes.per_class_indices(key, train.labels, k, count)
+        chosen = classes.per_class_indices(
+            key, train.labels, k, count, names=train.class_names
+        )
         return (
             preprocess.apply(
                 self.preprocessing, jnp.asarray(train.images[chosen])

@@ -301,6 +301,12 @@ def print_table(
       metric: one of ``METRICS``, the figures to print.
     """
     print(f"{metric.replace('_', ' ')} on test images")
+    cut = {
+        (row, model)
+        for row, by_model in table.items()
+        for model, score in by_model.items()
+        if score.get("cut")
+    }
     if metric != "accuracy":
         table = {
             row: {model: score[metric] for model, score in by_model.items()}
@@ -310,7 +316,8 @@ def print_table(
     for row, by_model in table.items():
         for model, score in by_model.items():
             result = evaluate.summarise(score["accuracies"])
-            print(f"{row:{wide}}  {line(model, result)}")
+            more = ", cut: more steps would help" if (row, model) in cut else ""
+            print(f"{row:{wide}}  {line(model, result)}{more}")
     for row, by_model in table.items():
         for model, score in by_model.items():
             if "gain_over_random" in score:
