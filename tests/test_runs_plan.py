@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from small import IADD
 
 from configs import common
@@ -253,3 +254,54 @@ def test_without_minutes_a_plan_is_an_estimate(task, tmp_path, capsys):
     iadd.run(asked, tmp_path / "run", shared, "", plan_only=True)
     assert "updates   20" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
+
+
+def test_images_are_made_smaller_before_networks_are_too_narrow(
+    tmp_path, monkeypatch
+):
+    """Sixteen channels at 64 pixels do not fit, 32 at 32 pixels do."""
+    rng = np.random.default_rng(0)
+    for label in "ab":
+        (tmp_path / "large" / label).mkdir(parents=True)
+        for number in range(10):
+            pixels = rng.integers(0, 256, (64, 64), np.uint8)
+            image = Image.fromarray(pixels)
+            image.save(tmp_path / "large" / label / f"{number}.png")
+    asked = Settings.of(
+        {
+            "data.source": "folder",
+            "data.data_dir": str(tmp_path / "large"),
+            "data.size": 64,
+            "model.width": 32,
+            "model.depth": 4,
+            "minutes": 4.0,
+        }
+    )
+
+    def load(settings):
+        return prepare.task(settings.data, settings.model, 0, tmp_path)
+
+    def cost(settings, task):
+        work = (task.image_shape[0] / 32) ** 2 * settings.model.width / 32
+        return probe.TestCost(0.012 * work, 0.0, 0.0)
+
+    def at_width(settings, *rest):
+        fields = {"model.width": settings.model.width}
+        return plan.Plan(settings, fields, {"updates": 1.0}, 0, 0)
+
+    monkeypatch.setattr(probe, "test_cost", cost)
+    monkeypatch.setattr(plan, "_at_width", at_width)
+    found, task = plan.decide(asked, load(asked), (), load)
+    assert found.fields == {
+        "data.size": 32,
+        "model.depth": 3,
+        "model.width": 32,
+    }
+    assert task.image_shape == (32, 32, 1)
+    assert task.module.depth == 3 and task.module.width == 32
+    assert "made smaller, to 32 pixels" in "".join(plan.lines(found))
+    for fixed, width in ((("data.size",), 16), (("model.width",), 32)):
+        found, task = plan.decide(asked, load(asked), fixed, load)
+        sides = (64, 64, 1) if "data.size" in fixed else (32, 32, 1)
+        assert task.image_shape == sides
+        assert found.fields["model.width"] == width

@@ -71,11 +71,17 @@ def run(
         run, or the run has left the numbers.
     """
     if workdir.is_complete(settings, folder, "iadd"):
-        prepare.check_finished(settings, folder, shared.data)
+        prepare.check_finished(
+            workdir.as_run(settings, folder), folder, shared.data
+        )
         return
-    task = prepare.task(
-        settings.data, settings.model, settings.seed, shared.data
-    )
+
+    def load(settings):
+        return prepare.task(
+            settings.data, settings.model, settings.seed, shared.data
+        )
+
+    task = load(settings)
     # Too few images of a class are told before anything is measured.
     initial = choose_initial(settings, task)
     asked, decided = settings, None
@@ -85,15 +91,16 @@ def run(
             print("going on by the plan in config.json")
         else:
             if settings.minutes:
-                found, task = plan.decide(settings, task, fixed)
+                found, task = plan.decide(settings, task, fixed, load)
             else:
                 found = plan.estimate(settings, task)
             decided = found.fields
             print("plan", *plan.lines(found), sep="\n", flush=True)
         settings = settings.changed(decided)
+        if task.image_shape[0] != (settings.data.size or task.image_shape[0]):
+            task = load(settings)
         task = prepare.with_model(task, settings.model)
-        # A plan leaves the images as they are.
-        initial = initial._replace(learning_rate=settings.iadd.learning_rate)
+        initial = choose_initial(settings, task)
     if plan_only:
         return
     # Only now, when the settings have proved possible, is the folder taken.

@@ -13,7 +13,7 @@ import dataclasses
 import math
 import shutil
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +47,9 @@ _MOST_TEACHERS, _LEAST_TEACHERS = 20, 2
 _MOST_UPDATES, _FEW_UPDATES, _LEAST_UPDATES = 2000, 100, 20
 # J, and updates that there must be time for; the first that fits.
 _LENGTHS = ((50, 400), (30, 200), (20, 200), (10, 1))
-_LEAST_WIDTH = 8
+_LEAST_WIDTH = 16
+_AS_THEY_ARE = ("npz", "digits")  # sources whose images have no other side
+_LARGE_SIDE = 64  # pixels, from which images may be made smaller
 # Of the minutes. What is left, about half, is for the updates.
 _UPDATES_SHARE = 0.4
 _PILOT_SHARE, _TEACHERS_SHARE, _TESTS_SHARE = 0.07, 0.20, 0.25
@@ -88,6 +90,7 @@ def decide(
     asked: Settings,
     task: prepare.Task,
     fixed: Collection[str] = (),
+    load: Callable[[Settings], prepare.Task] | None = None,
 ) -> tuple[Plan, prepare.Task]:
     """Measures this machine and lays the run out.
 
@@ -95,9 +98,11 @@ def decide(
       asked: with ``minutes``.
       task: data, and the network of ``asked``.
       fixed: dotted names that the user has set and the plan leaves alone.
+      load: gives the task of other settings, where the side of the images may
+        be changed.
 
     Returns:
-      (the plan, the task with the plan's network).
+      (the plan, the task with the plan's images and network).
 
     Raises:
       InputError: the minutes are too few, or memory or disk do not suffice;
@@ -112,6 +117,7 @@ def decide(
         )
     images = min(asked.iadd.ipc * task.num_classes, _BATCH)
     looks, _, epochs = _TESTS[-1]
+    widest, fields = asked.model.width, {}
     while True:
         test = probe.test_cost(asked, task)
         per_step = test.per_epoch * images / (asked.iadd.ipc * task.num_classes)
@@ -123,12 +129,25 @@ def decide(
         few = few or _tests(least) * test.seconds(epochs) > (
             _TESTS_SHARE * total
         )
-        width = asked.model.width
-        if not few or width // 2 < _LEAST_WIDTH or "model.width" in fixed:
+        width = asked.model.width // 2
+        if not few:
             break
-        asked = asked.changed({"model.width": width // 2})
-        task = prepare.with_model(task, asked.model)
+        if width >= _LEAST_WIDTH and "model.width" not in fixed:
+            asked = asked.changed({"model.width": width})
+            task = prepare.with_model(task, asked.model)
+        elif load and _may_shrink(asked, task, fixed):
+            # Half the side is a quarter of the work, and tells more than a
+            # network of a few channels sees in larger images.
+            fields |= {
+                "data.size": task.image_shape[0] // 2,
+                "model.depth": asked.model.depth - 1,
+            }
+            asked = asked.changed(fields | {"model.width": widest})
+            task = load(asked)
+        else:
+            break
     plan = _at_width(asked, task, test, fixed, total, begin)
+    plan = plan._replace(fields=fields | plan.fields)
     updates = plan.settings.iadd.iterations
     if updates < _LEAST_UPDATES:
         each = plan.seconds["updates"] / max(updates, 1)
@@ -147,6 +166,17 @@ def decide(
         )
     _check_room(plan)
     return plan, task
+
+
+def _may_shrink(asked, task, fixed) -> bool:
+    """Whether the images are large and theirs is no side of the user's."""
+    return (
+        min(task.image_shape[:2]) >= _LARGE_SIDE
+        and asked.data.source not in _AS_THEY_ARE
+        and asked.model.name == "convnet"
+        and asked.model.depth > 1
+        and not {"data.size", "model.depth"} & set(fixed)
+    )
 
 
 def _at_width(asked, task, test, fixed, total, begin) -> Plan:
@@ -374,7 +404,12 @@ def lines(plan: Plan) -> Iterator[str]:
     steps = chosen.teacher.snapshot_steps
     unit = f"{steps} steps" if steps else "an epoch"
     rows = {
-        "network": f"{chosen.model.name} of width {chosen.model.width}",
+        "network": f"{chosen.model.name} of width {chosen.model.width}"
+        + (
+            f", on images made smaller, to {chosen.data.size} pixels"
+            if "data.size" in plan.fields
+            else ""
+        ),
         "teachers": f"{chosen.teacher.count}, each {chosen.iadd.stored_epochs} "
         f"snapshots of {unit} of {chosen.teacher.batch_size} images",
         "students": f"J = {chosen.iadd.inner_steps} steps for "
