@@ -37,6 +37,7 @@ def progress(what: str, total: int, *, unit: str, initial: int = 0) -> tqdm:
         initial=initial,
         leave=False,
         mininterval=0.2 if watched else 30,
+        delay=0.5,  # what is done at once needs none
     )
 
 
