@@ -169,7 +169,9 @@ def of_side(side: int, ipc: int, *, full: bool = False) -> Values:
         "teacher.class_weights": "balanced",
     }
     if not full:
-        return metric | small(ipc) | nearest | _SCALE_FREE
+        # Of several images a class each has a smaller part to play.
+        rate = {} if ipc == 1 else {"iadd.image_rate": 0.03}
+        return metric | small(ipc) | nearest | _SCALE_FREE | rate
     row = published(
         ipc,
         steps=10,

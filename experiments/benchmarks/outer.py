@@ -45,7 +45,7 @@ CANDIDATES = {
     "adam": ADAM,
     "adam, cosine": ADAM | {"iadd.final_rate": 0.1},
     "adam, cosine, clip": FREE,
-    "adam 0.05, cosine, clip": FREE | {"iadd.image_rate": 0.05},
+    "adam 0.03, cosine, clip": FREE | {"iadd.image_rate": 0.03},
     "adam, cosine, clip, clamp": FREE | {"iadd.bound": "clamp"},
     "adam, cosine, clip, soft": FREE | {"iadd.bound": "soft"},
     "the same, teachers' labels": FREE | {"iadd.labels": "teachers"},
