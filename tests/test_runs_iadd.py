@@ -444,6 +444,7 @@ def test_a_run_on_a_folder_that_changed(own):
     fields = {
         "iadd.optimizer": "sgd",
         "iadd.image_step": 1e20,
+        "iadd.bound": "none",
         "log.checkpoint_every": 1,
     }
     with pytest.raises(InputError, match="update"):

@@ -352,7 +352,8 @@ def test_cost(settings: Settings, task: prepare.Task) -> TestCost:
         spent.append(time.perf_counter() - since)
     held, test = (len(task.splits[i].labels) for i in (1, 2))
     trained = max(spent[1] - look * held, 0.1 * spent[1])
-    return TestCost(trained / _EPOCHS, look * test, spent[0] - spent[1])
+    compiling = max(spent[0] - spent[1], 0.0)
+    return TestCost(trained / _EPOCHS, look * test, compiling)
 
 
 def _look_cost(task: prepare.Task) -> float:
