@@ -153,12 +153,12 @@ def _wrong(found: Artifact) -> str | None:
         return "its labels are not all numbers of at least 0"
     if not 0 < np.float32(found.learning_rate) < np.inf:
         return f"its learning rate is {found.learning_rate:g}"
-    return wrong_preprocessing(
+    return _wrong_preprocessing(
         found.preprocessing, images.shape[1:]
-    ) or wrong_names(found.metadata, labels.shape[1])
+    ) or _wrong_names(found.metadata, labels.shape[1])
 
 
-def wrong_preprocessing(
+def _wrong_preprocessing(
     found: preprocess.Standardiser | preprocess.Whitener,
     shape: tuple[int, ...],
 ) -> str | None:
@@ -179,7 +179,7 @@ def wrong_preprocessing(
     return None
 
 
-def wrong_names(metadata: Any, count: int) -> str | None:
+def _wrong_names(metadata: Any, count: int) -> str | None:
     """Why metadata do not name so many classes; None if they do."""
     if not isinstance(metadata, dict):
         return f"its metadata are a {type(metadata).__name__}"
@@ -346,7 +346,7 @@ def load_generator(path: Path) -> GeneratorArtifact:
             "experiments/d2m.py"
         ) from None
     shape = (module.size, module.size, module.channels)
-    wrong = wrong_preprocessing(found.preprocessing, shape) or wrong_names(
+    wrong = _wrong_preprocessing(found.preprocessing, shape) or _wrong_names(
         metadata, module.num_classes
     )
     for leaf in jax.tree.leaves(params):

@@ -164,17 +164,21 @@ def test_the_pilot_is_the_first_teacher(pilot, task, tmp_path):
             np.testing.assert_array_equal(one, other)
 
 
-def test_agreement_tells_a_way_from_a_random_walk(pilot, task):
-    """On data whose labels mean nothing, late steps agree less."""
-    part, found = pilot
-    real = probe.agreement(
+def cosines(part, task, pilot):
+    return probe.agreement(
         part,
         task,
         *task.training_data(),
-        found,
-        last=len(found.snapshots) - 1,
+        pilot,
+        last=len(pilot.snapshots) - 1,
         longest=2,
     )
+
+
+def test_agreement_tells_a_way_from_a_random_walk(pilot, task):
+    """On data whose labels mean nothing, late steps agree less."""
+    part, found = pilot
+    real = cosines(part, task, found)
     assert all(0.5 < value <= 1 for value in real[2])
     rng = np.random.default_rng(0)
 
@@ -184,14 +188,7 @@ def test_agreement_tells_a_way_from_a_random_walk(pilot, task):
         )
 
     lost = found._replace(snapshots=[shaken(p) for p in found.snapshots])
-    noise = probe.agreement(
-        part,
-        task,
-        *task.training_data(),
-        lost,
-        last=len(found.snapshots) - 1,
-        longest=2,
-    )
+    noise = cosines(part, task, lost)
     assert max(map(abs, noise[2])) < 0.4
 
 
