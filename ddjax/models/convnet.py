@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flax import linen as nn
 
-from ddjax.models.layers import Conv, Dense, InstanceNorm, average_pool
+from ddjax.models.layers import Conv, Dense, NormReluPool
 from ddjax.types import InputError
 
 
@@ -39,9 +39,8 @@ class ConvNet(nn.Module):
             )
         out, x = {}, images
         for block in range(self.depth):
-            x = Conv(self.width, name=f"conv{block}")(x)
-            x = InstanceNorm(name=f"norm{block}")(x)
-            x = average_pool(nn.relu(x))
+            x = Conv(self.width, idle_bias=True, name=f"conv{block}")(x)
+            x = NormReluPool(name=f"norm{block}")(x)
             out[f"block{block}"] = x
         logits = Dense(self.num_classes, name="head")(x.reshape(x.shape[0], -1))
         return logits, out

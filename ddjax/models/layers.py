@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from ddjax.fused import NORM_EPSILON, norm_relu_pool
 from ddjax.ops import conv2d
-
-NORM_EPSILON = 1e-5
 
 
 def uniform_fan_in(fan_in: int):
@@ -33,13 +32,19 @@ def uniform_fan_in(fan_in: int):
 
 
 class Conv(nn.Module):
-    """A square convolution by ``ops.conv2d``, whose paddings it takes."""
+    """A square convolution by ``ops.conv2d``, whose paddings it takes.
+
+    Before an instance norm, which takes the mean out, a bias changes nothing
+    and its gradient is zero: ``idle_bias`` holds it, for the literature's
+    count of parameters, and saves the sweep over the features that adds it.
+    """
 
     features: int
     taps: int = 3
     stride: int = 1
     padding: str | tuple[tuple[int, int], tuple[int, int]] = "SAME"
     use_bias: bool = True
+    idle_bias: bool = False
 
     @nn.compact
     def __call__(self, images):
@@ -53,7 +58,8 @@ class Conv(nn.Module):
         )
         if not self.use_bias:
             return images
-        return self.param("bias", init, (self.features,)) + images
+        bias = self.param("bias", init, (self.features,))
+        return images if self.idle_bias else bias + images
 
 
 class Dense(nn.Module):
@@ -82,10 +88,29 @@ class InstanceNorm(nn.Module):
         channels = features.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        mean = features.mean((1, 2), keepdims=True)
-        centred = features - mean
-        variance = jnp.square(centred).mean((1, 2), keepdims=True)
-        return centred * (scale * lax.rsqrt(variance + NORM_EPSILON)) + bias
+        return instance_norm(features, scale, bias)
+
+
+def instance_norm(features, scale, bias):
+    """``InstanceNorm`` with these parameters."""
+    mean = features.mean((1, 2), keepdims=True)
+    centred = features - mean
+    variance = jnp.square(centred).mean((1, 2), keepdims=True)
+    return centred * (scale * lax.rsqrt(variance + NORM_EPSILON)) + bias
+
+
+class NormReluPool(nn.Module):
+    """Instance norm, ReLU and 2 x 2 means, with the norm's parameters."""
+
+    @nn.compact
+    def __call__(self, features):
+        channels = features.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        # A last row or column that pooling drops still counts for the norm.
+        if features.shape[1] % 2 or features.shape[2] % 2:
+            return average_pool(nn.relu(instance_norm(features, scale, bias)))
+        return norm_relu_pool(features, scale, bias)
 
 
 def average_pool(features, size: int = 2):
