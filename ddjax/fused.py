@@ -118,9 +118,7 @@ def _second(saved, cotangents):
     mean_n_bar = by_v * mean_v + by_u0 * mean_u0
     mean_n_bar_n = by_v * mean_vn + by_u0 * mean_u0n
     mean_vu = 0.25 * scale * _mean(y_bar * passed_v)
-    by_rate = rate * (
-        mean_vu - scale * (mean_v * mean_u0 + mean_vn * mean_u0n)
-    )
+    by_rate = rate * (mean_vu - scale * (mean_v * mean_u0 + mean_vn * mean_u0n))
     passes = centred * (scale * rate) + bias > 0
     z_bar = (
         v * (rate * by_v)
@@ -128,7 +126,12 @@ def _second(saved, cotangents):
         - rate * mean_n_bar
         - centred * (jnp.square(rate) * (mean_n_bar_n + by_rate))
     )
-    return z_bar, (y_bar * given).sum((0, 1, 2)), jnp.zeros_like(bias), y_bar_bar
+    return (
+        z_bar,
+        (y_bar * given).sum((0, 1, 2)),
+        jnp.zeros_like(bias),
+        y_bar_bar,
+    )
 
 
 # Saved are the arguments alone: what is measured of them is measured again,
@@ -138,9 +141,7 @@ _value.defvjp(
     lambda *arguments: (_value(*arguments), arguments),
     lambda saved, y_bar: _gradient(*saved, y_bar),
 )
-_gradient.defvjp(
-    lambda *arguments: (_gradient(*arguments), arguments), _second
-)
+_gradient.defvjp(lambda *arguments: (_gradient(*arguments), arguments), _second)
 
 
 def norm_relu_pool(

@@ -409,9 +409,10 @@ class Iadd(_Part):
     )
     bound: str = _field(
         "none",
-        "of pixels, black to white: none, clamp, or soft, which takes a tenth "
-        "of what is beyond back with every update",
-        _one_of("none", "clamp", "soft"),
+        "of pixels, black to white: none, clamp, near (a quarter of the range "
+        "beyond at most), or soft, which takes a tenth of what is beyond back "
+        "with every update",
+        _one_of("none", "clamp", "near", "soft"),
     )
     image_step: float = _field(100.0, "rate of the outer SGD on images")
     momentum: float = _field(0.5, "of the outer SGD", _decay)

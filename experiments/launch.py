@@ -19,6 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import common
+from ddjax.runs import compiled
 from ddjax.runs.workdir import Shared, name_of, refusals
 from ddjax.settings import Settings
 from ddjax.types import InputError
@@ -113,6 +114,7 @@ def asked(argv: list[str]) -> Asked:
     for name, (default, meaning) in _FOLDERS.items():
         flags.DEFINE_string(name, default, meaning, flag_values=found)
     flags.DEFINE_bool("plan", False, "", flag_values=found)
+    flags.DEFINE_string("compiled", None, "", flag_values=found)
     try:
         rest = found(argv)
         if len(rest) > 1:
@@ -153,6 +155,8 @@ def asked(argv: list[str]) -> Asked:
         raise InputError(
             f"bad flag: {_plain(error)} (--help lists the fields)"
         ) from None
+    if found.compiled != "none":
+        compiled.keep(Path(found.compiled) if found.compiled else None)
     name = name_of(Path(argv[0]).stem, Path(path).stem, argument)
     return Asked(
         settings,
@@ -185,6 +189,9 @@ def _help(description: str) -> str:
         ),
         "  --plan                 of iadd.py: tells how long it takes, and "
         "stops",
+        "  --compiled=FOLDER      compiled programs, kept for the next start; "
+        "none keeps",
+        "                         none, your cache folder by default",
         "  --config.FIELD=VALUE   overrides a field of the config, after "
         "--config",
         "",

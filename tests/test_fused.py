@@ -26,12 +26,14 @@ def problem(dtype=np.float64, shape=(3, 4, 6, 5)):
 
 def derivatives(function, arguments, order):
     """A scalar of the function, and of its gradient ``order`` times over."""
-    scalar = lambda *a: jnp.sum(jnp.sin(3 * function(*a)))
+
+    def scalar(*a):
+        return jnp.sum(jnp.sin(3 * function(*a)))
+
     for level in range(order):
         previous = scalar
         weights = [
-            np.random.default_rng(level).normal(size=a.shape)
-            for a in arguments
+            np.random.default_rng(level).normal(size=a.shape) for a in arguments
         ]
 
         def scalar(*a, previous=previous, weights=weights):
@@ -60,13 +62,16 @@ def test_second_derivative_beside_finite_differences():
     with jax.enable_x64(True):
         arguments = problem()
         along = problem(shape=(3, 4, 6, 5))[0] * 0.1
-        gradient = lambda z: jax.grad(
-            lambda z: jnp.sum(jnp.square(norm_relu_pool(z, *arguments[1:])))
-        )(z)
+
+        def square(z):
+            return jnp.sum(jnp.square(norm_relu_pool(z, *arguments[1:])))
+
+        gradient = jax.grad(square)
         weights = jnp.cos(arguments[0])
         step = 1e-6
         expected = sum(
-            sign * (weights * gradient(arguments[0] + sign * step * along)).sum()
+            sign
+            * (weights * gradient(arguments[0] + sign * step * along)).sum()
             for sign in (1, -1)
         ) / (2 * step)
         found = jax.grad(lambda z: (weights * gradient(z)).sum())(arguments[0])
@@ -88,9 +93,11 @@ def test_scale_of_zero_has_a_second_derivative():
 def test_float32_under_vmap():
     arguments = problem(np.float32, (2, 8, 8, 16))
     stacked = jax.tree.map(lambda a: jnp.stack([a, 2 * a]), arguments)
-    gradient = lambda f: jax.vmap(
-        jax.grad(lambda *a: jnp.sum(jnp.square(f(*a))), (0, 1, 2))
-    )(*stacked)
+
+    def gradient(f):
+        square = jax.grad(lambda *a: jnp.sum(jnp.square(f(*a))), (0, 1, 2))
+        return jax.vmap(square)(*stacked)
+
     for one, other in zip(gradient(norm_relu_pool), gradient(in_turn)):
         # Sums of 64 numbers in another order: some units of 6e-8 of the
         # largest.

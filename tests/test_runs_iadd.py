@@ -476,9 +476,12 @@ def test_own_folder_refusals(own, changes, said):
     assert not (folder / "refused").exists()
 
 
-@pytest.mark.parametrize("bound, share", [("clamp", 1.0), ("soft", 0.1)])
+@pytest.mark.parametrize(
+    "bound, share, margin",
+    [("clamp", 1.0, 0.0), ("near", 1.0, 0.25), ("soft", 0.1, 0.0)],
+)
 @pytest.mark.parametrize("name", ["standardise", "zca"])
-def test_pixels_are_kept_between_black_and_white(runs, bound, share, name):
+def test_pixels_are_kept_by_black_and_white(runs, bound, share, margin, name):
     folder, _ = runs
     settings = DIGITS.changed(
         {"iadd.bound": bound, "data.preprocess": name, "data.per_class": 40}
@@ -489,7 +492,7 @@ def test_pixels_are_kept_between_black_and_white(runs, bound, share, name):
     pixels = rng.uniform(-0.5, 1.5, (3, *task.image_shape)).astype(np.float32)
     there = project(preprocess.apply(task.preprocessing, pixels))
     back = preprocess.invert(task.preprocessing, there)
-    beyond = pixels - pixels.clip(0, 1)
+    beyond = pixels - pixels.clip(-margin, 1 + margin)
     np.testing.assert_allclose(back, pixels - share * beyond, atol=2e-5)
     assert iadd.within_bounds(DIGITS.iadd, task) is None
 

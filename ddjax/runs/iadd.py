@@ -246,6 +246,7 @@ def distil(
 
 
 _SOFT_SHARE = 0.1
+_NEAR = 0.25
 
 
 def within_bounds(
@@ -254,16 +255,17 @@ def within_bounds(
     """What keeps network inputs between black and white, by ``iadd.bound``.
 
     Pictures are looked at and stored as PNG, which ends there. Clamping is a
-    projection after every step; the soft bound pulls back and lets an image
-    leave for a while.
+    projection after every step; the near bound is one to a wider range; the
+    soft bound pulls back and lets an image leave for a while.
     """
     if part.bound == "none":
         return None
-    share = 1.0 if part.bound == "clamp" else _SOFT_SHARE
+    share = _SOFT_SHARE if part.bound == "soft" else 1.0
+    margin = _NEAR if part.bound == "near" else 0.0
 
     def project(inputs):
         pixels = preprocess.invert(task.preprocessing, inputs)
-        beyond = pixels - jnp.clip(pixels, 0, 1)
+        beyond = pixels - jnp.clip(pixels, -margin, 1 + margin)
         return preprocess.apply(task.preprocessing, pixels - share * beyond)
 
     return project

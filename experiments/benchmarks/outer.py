@@ -47,6 +47,7 @@ CANDIDATES = {
     "adam, cosine, clip": FREE,
     "adam 0.03, cosine, clip": FREE | {"iadd.image_rate": 0.03},
     "adam, cosine, clip, clamp": FREE | {"iadd.bound": "clamp"},
+    "adam, cosine, clip, near": FREE | {"iadd.bound": "near"},
     "adam, cosine, clip, soft": FREE | {"iadd.bound": "soft"},
     "the same, teachers' labels": FREE | {"iadd.labels": "teachers"},
     "the same, labels learned": FREE
@@ -76,6 +77,8 @@ def settings_of(args):
         config = folder.get_config(f"{args.data_dir},ipc={args.ipc}")
     if args.iterations:
         config.iadd.iterations = args.iterations
+    if args.preprocess:
+        config.data.preprocess = args.preprocess
     return common.settings_of(config)
 
 
@@ -86,6 +89,7 @@ def main():
     )
     parser.add_argument("--data_dir", default="")
     parser.add_argument("--ipc", type=int, default=1)
+    parser.add_argument("--preprocess", choices=("standardise", "zca"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first_seed", type=int, default=0)
@@ -101,7 +105,8 @@ def main():
 
 def study(args):
     """Measures what is missing, and prints the table."""
-    kept = args.out / f"{args.data}-ipc{args.ipc}"
+    kind = f"-{args.preprocess}" if args.preprocess else ""
+    kept = args.out / f"{args.data}-ipc{args.ipc}{kind}"
     kept.mkdir(parents=True, exist_ok=True)
     shared = Shared(args.shared / "teachers", args.shared / "data")
     settings = settings_of(args)

@@ -1,0 +1,62 @@
+"""Compiled programs, kept from one process to the next."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+__all__ = ["default_folder", "keep"]
+
+_MOST_BYTES = 2 * 2**30  # the least recently used go first
+_WORTH_KEEPING = 0.0  # seconds to compile
+
+
+def default_folder() -> Path:
+    """Below the user's cache folder, one for each kind of processor.
+
+    A program for a CPU holds its instructions, and a home folder may be shared
+    by machines that do not have the same.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME")
+    kind = platform.machine() + platform.processor()
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+        kind += next(
+            (line for line in text.splitlines() if line.startswith("flags")), ""
+        )
+    except OSError:
+        pass  # not Linux
+    name = hashlib.sha256(kind.encode()).hexdigest()[:8]
+    root = Path(cache) if cache else Path.home() / ".cache"
+    return root / "ddjax" / f"compiled-{name}"
+
+
+def keep(folder: Path | None = None) -> None:
+    """Has JAX look up compiled programs, and keep them, from now on.
+
+    A user's own settings of JAX's cache (``JAX_COMPILATION_CACHE_DIR``,
+    ``JAX_ENABLE_COMPILATION_CACHE=false``) stay as they are. Where the folder
+    cannot be made, nothing is kept.
+
+    Args:
+      folder: where to; ``default_folder()`` by default.
+    """
+    if (
+        jax.config.jax_compilation_cache_dir
+        or not jax.config.jax_enable_compilation_cache
+    ):
+        return
+    folder = folder or default_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)
+    jax.config.update(
+        "jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING
+    )

@@ -1,0 +1,85 @@
+"""Compiled programs that the next process finds, and where they lie."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from ddjax.runs import compiled
+
+_PROGRAM = """
+import sys, jax
+from pathlib import Path
+from ddjax.runs import compiled
+compiled.keep(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+print(float(jax.jit(lambda x: x * 2 + 1)(3.0)), jax.config.{name})
+"""
+
+
+def second_process(*arguments, **variables):
+    """Prints 7.0 and JAX's folder for programs; what it says, and stderr."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("JAX_")
+    } | {"JAX_PLATFORMS": "cpu", "JAX_LOG_COMPILES": "0"}
+    found = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            _PROGRAM.format(name="jax_compilation_cache_dir"),
+            *map(str, arguments),
+        ],
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return found.stdout.split(), found.stderr
+
+
+def test_programs_are_kept_and_found(tmp_path):
+    (value, folder), _ = second_process(tmp_path / "kept")
+    assert (value, folder) == ("7.0", str(tmp_path / "kept"))
+    programs = sorted((tmp_path / "kept").glob("*-cache"))
+    assert programs
+    written = [path.stat().st_mtime_ns for path in programs]
+    (value, _), _ = second_process(tmp_path / "kept")
+    assert value == "7.0"
+    assert sorted((tmp_path / "kept").glob("*-cache")) == programs
+    assert [path.stat().st_mtime_ns for path in programs] == written
+
+
+def test_the_default_lies_in_the_users_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = compiled.default_folder()
+    assert folder.parent == tmp_path / "ddjax"
+    assert folder.name.startswith("compiled-")
+
+
+@pytest.mark.parametrize(
+    "variables, expected",
+    [
+        ({"JAX_COMPILATION_CACHE_DIR": "mine"}, "mine"),
+        ({"JAX_ENABLE_COMPILATION_CACHE": "false"}, "None"),
+    ],
+)
+def test_a_users_own_choice_stays(tmp_path, variables, expected):
+    if expected == "mine":
+        variables = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "mine")}
+        expected = str(tmp_path / "mine")
+    (_, folder), _ = second_process(tmp_path / "other", **variables)
+    assert folder == expected
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_done_without(tmp_path):
+    (tmp_path / "file").write_text("")
+    (value, folder), said = second_process(tmp_path / "file" / "below")
+    assert (value, folder, said) == ("7.0", "None", "")
+
+
+def test_tests_keep_nothing():
+    assert not jax.config.jax_enable_compilation_cache
