@@ -3,6 +3,7 @@
 import io
 import struct
 import threading
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -588,3 +589,33 @@ def test_threads():
     assert len(set(alone)) == len(contents)
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(work, range(8))) == [alone] * 8
+
+
+def test_large_images_are_decoded_one_at_a_time(monkeypatch):
+    """So that so many threads do not take so many times the memory."""
+    monkeypatch.setattr(module, "_LARGE", 50)
+    contents = [
+        encoded(pattern(side, side, seed=side), "PNG") for side in (7, 8, 9, 10)
+    ] * 3
+    inside, most = [], []
+
+    def slowly(opened):
+        inside.append(opened.size)
+        large = [size for size in inside if size != (7, 7)]
+        most.append((len(large), len(inside)))
+        time.sleep(0.01)
+        try:
+            return on_white(opened)
+        finally:
+            inside.remove(opened.size)
+
+    on_white = module._on_white
+    alone = [decode(content, channels=3, size=4) for content in contents]
+    monkeypatch.setattr(module, "_on_white", slowly)
+    with ThreadPoolExecutor(6) as pool:
+        found = list(
+            pool.map(lambda c: decode(c, channels=3, size=4), contents)
+        )
+    np.testing.assert_array_equal(found, alone)
+    assert max(large for large, _ in most) == 1
+    assert max(all_of_them for _, all_of_them in most) > 1

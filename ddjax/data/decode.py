@@ -1,7 +1,8 @@
 """One encoded image, a file or bytes, to uint8 pixels.
 
-Nothing here is shared between calls: any number of threads may decode, and
-Pillow lets go of the interpreter while it does.
+Any number of threads may decode, and Pillow lets go of the interpreter while it
+does. They share one lock: very large images, of which a file of some hundred
+kilobytes can declare one, are decoded one at a time.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import math
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +35,8 @@ from ddjax.types import InputError
 __all__ = ["Header", "Unreadable", "check_crop", "decode", "header"]
 
 MAX_PIXELS = 64_000_000
+_LARGE = 8_000_000  # pixels; up to 20 bytes each while they are converted
+_one_at_a_time = threading.Lock()
 CROPS = ("center", "stretch")
 
 
@@ -123,9 +128,12 @@ def decode(
     with _opened(image) as opened:
         turn = _turn(opened) if upright else None
         extent = _reduce(opened, size) if size else opened.size
-        picture = _on_white(opened).convert("L" if channels == 1 else "RGB")
-    if size:
-        picture = _fit(picture, extent, size, crop)
+        # After the reduction, which a JPEG has done while it is read.
+        is_large = math.prod(opened.size) > _LARGE
+        with _one_at_a_time if is_large else contextlib.nullcontext():
+            picture = _on_white(opened).convert("L" if channels == 1 else "RGB")
+            if size:
+                picture = _fit(picture, extent, size, crop)
     if turn is not None:
         picture = picture.transpose(turn)
     pixels = np.array(picture)
