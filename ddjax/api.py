@@ -338,12 +338,16 @@ class Run:
         page = self.path / "report.html"
         return page if page.exists() else None
 
-    def generate(self, labels: Any, seed: int = 0) -> np.ndarray:
+    def generate(
+        self, labels: Any, seed: int = 0, choose: str = "random"
+    ) -> np.ndarray:
         """New images of a generator; the same as ``generate.py`` makes.
 
         Args:
           labels: [n] integers, the class of each image.
           seed: of the noise.
+          choose: "random"; "centres" or "moments" choose among many, by the
+            data and teachers of the run.
 
         Returns:
           [n h w c] float32 pixels in 0..1.
@@ -357,7 +361,14 @@ class Run:
                 f"{self.path} holds images and no generator: distil with "
                 'method="d2m" for one'
             )
-        return generate.images_of(self._generator, np.asarray(labels), seed)
+        runs = self.path.parent
+        return generate.images_of(
+            self._generator,
+            np.asarray(labels),
+            seed,
+            choose,
+            Shared(*(runs / path.name for path in Shared())),
+        )
 
     def show(self) -> Image.Image:
         """The picture of the images, a column a class."""

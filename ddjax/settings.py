@@ -550,6 +550,12 @@ class D2m(_Part):
     stream_ipc: int = _field(
         50, "images per class of an epoch, stream", _at_least(1)
     )
+    choose: str = _field(
+        "centres",
+        "stored images as further rows, by a teacher's features: centres, "
+        "moments, or none; not with networks=random",
+        _one_of("none", "centres", "moments"),
+    )
 
     def _check_together(self) -> None:
         if self.embedding == self.balance == 0:

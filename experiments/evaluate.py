@@ -10,6 +10,7 @@ the generator is tested, beside itself before distillation, at the numbers of
 images that ``d2m.ipcs`` says. DIR stays as it is.
 """
 
+import functools
 import sys
 
 import launch
@@ -24,7 +25,10 @@ def run(asked: launch.Asked) -> None:
     chosen = workdir.as_run(asked.settings, folder)
     # Before the data: that it is missing is told at once.
     if (folder / "generator").is_dir():
-        test_again, found = d2m.test_again, d2m.load_sides(folder)
+        test_again = functools.partial(
+            d2m.test_again, teachers_folder=asked.shared.teachers
+        )
+        found = d2m.load_sides(folder)
     else:
         test_again = iadd.test_again
         found = artifact.load(folder / "distilled.npz")

@@ -1,10 +1,15 @@
-"""Makes images with a distilled generator: any number, for any class.
+r"""Makes images with a distilled generator: any number, for any class.
 
     python experiments/generate.py --generator=runs/d2m-tiny --ipc=50 --out=DIR
 
 Writes DIR/distilled.npz, the same self-describing file as IADD's, and
 DIR/distilled.png. The same command gives the same images; another --ipc gives
 others, and not more of the same.
+
+    python experiments/generate.py --generator=runs/d2m-tiny --ipc=50 \
+        --choose=centres --out=DIR
+
+chooses them among fifty times as many, beside the real images.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from pathlib import Path
 import launch
 
 from ddjax.runs import generate
+from ddjax.runs.workdir import Shared
 
 
 def main() -> int:
@@ -48,8 +54,22 @@ def main() -> int:
         default="",
         help="names or numbers joined by commas; all by default",
     )
+    parser.add_argument(
+        "--choose",
+        default="random",
+        help="random, or the images that lie nearest to centres of the real "
+        "ones (centres), or the group most like them in mean, deviation and "
+        "skewness (moments), of many; of a run of d2m.py",
+    )
+    parser.add_argument(
+        "--teachers", type=Path, default=Shared().teachers, help="of the run"
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Shared().data, help="of the run, prepared"
+    )
     args = vars(parser.parse_args())
-    return launch.refusing(lambda: generate.run(**args))
+    shared = Shared(args.pop("teachers"), args.pop("data"))
+    return launch.refusing(lambda: generate.run(**args, shared=shared))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from small import D2M
 import ddjax
 from ddjax import artifact, evaluate, parallel
 from ddjax.data import classes
-from ddjax.runs import d2m, gan, generate, prepare
+from ddjax.runs import d2m, gan, generate, prepare, protocols
 from ddjax.runs.workdir import Shared
 from ddjax.settings import Settings
 from ddjax.types import InputError
@@ -86,6 +86,8 @@ def test_all_artefacts_and_rows_are_there(first, runs):
             for what in (
                 "distilled",
                 "pretrained",
+                "distilled_chosen",
+                "pretrained_chosen",
                 "random_real",
                 "herding",
                 "k_centre",
@@ -233,11 +235,15 @@ def test_generators_that_do_not_fit_are_refused(first, runs, tmp_path):
     assert not (folder / "refused").exists()
 
 
-def test_tested_again(first, task, capsys):
+def test_tested_again(first, runs, task, capsys):
     run, _ = first
-    d2m.test_again(DIGITS, task, d2m.load_sides(run))
+    d2m.test_again(DIGITS, task, d2m.load_sides(run), runs[2].teachers)
     said = capsys.readouterr().out.splitlines()
-    for row in ("stored/2/distilled", "stream/1/pretrained"):
+    for row in (
+        "stored/2/distilled",
+        "stored/2/pretrained_chosen",
+        "stream/1/pretrained",
+    ):
         mean = f"{100 * table_of(run)[row]['convnet']['mean']:.2f} %"
         assert any(row in line and mean in line for line in said)
 
@@ -348,6 +354,54 @@ def test_generate_makes_what_is_asked_for(first, tmp_path):
             generate.run(first[0], where, ipc="1")
     with pytest.raises(InputError, match="holds images"):
         generate.run(out, tmp_path / "other", ipc="1")
+
+
+@pytest.mark.parametrize("how", ["centres", "moments"])
+def test_generate_chooses(first, runs, task, tmp_path, how):
+    """Images that the generator makes, of all that it does the ones that
+    stand for the real ones; the Python call chooses the same."""
+    run = first[0]
+    generate.run(
+        run,
+        tmp_path / "a",
+        ipc="3,1",
+        classes="7,2",
+        choose=how,
+        shared=runs[2],
+    )
+    with np.load(tmp_path / "a" / "distilled.npz") as file:
+        images, metadata = file["images"], json.loads(str(file["metadata"]))
+    assert metadata["choose"] == how
+    opened = ddjax.load(run)
+    np.testing.assert_array_equal(
+        images, opened.generate([7, 7, 7, 2], choose=how)
+    )
+    # The images of a class do not depend on the order of those asked for.
+    mixed = opened.generate([7, 2, 7, 7], choose=how)
+    np.testing.assert_array_equal(images[[0, 3, 1, 2]], mixed)
+    found = artifact.find_generator(run)
+    key = jax.random.fold_in(jax.random.key(0), 7)
+    many = np.asarray(
+        protocols.make(
+            found.apply, found.params, key, np.full(150, 7, np.int32)
+        )
+    )
+    for image in images[:3]:
+        assert np.square(many - image).sum((1, 2, 3)).min() == 0
+    assert len(np.unique(images[:3], axis=0)) == 3
+
+
+def test_generate_refuses_to_choose_without_data(first, runs, tmp_path):
+    run, (_, _, shared) = first[0], runs
+    how = {"ipc": "1", "choose": "centres", "shared": shared}
+    for generator, more, said in (
+        (run / "generator" / "pretrained.npz", {}, "run of .*d2m.py"),
+        (run, {"ipc": "1000"}, "real images to choose by.*lower --ipc"),
+        (run, {"choose": "best"}, "random, centres, moments"),
+    ):
+        with pytest.raises(InputError, match=said):
+            generate.run(generator, tmp_path / "out", **how | more)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,8 @@ _KINDS = {
 _WHAT = {
     "distilled": "Distilled",
     "pretrained": "Before distillation",
+    "distilled_chosen": "Distilled, chosen",
+    "pretrained_chosen": "Before distillation, chosen",
     "random_real": "Random real",
     "herding": "Herding",
     "k_centre": "K-centre",

@@ -18,7 +18,7 @@ from ddjax.runs import loop
 from ddjax.runs.prepare import Task
 from ddjax.types import Batch, Params
 
-__all__ = ["features", "pick"]
+__all__ = ["features", "pick", "seen"]
 
 _BY_FEATURES = {"herding": selection.herding, "k_centre": selection.k_centre}
 
@@ -107,7 +107,7 @@ def features(params: Params, task: Task, members: np.ndarray) -> np.ndarray:
         some = members[begin : begin + _AT_ONCE]
         # All parts are of one size, for which the network is compiled once.
         filled = np.resize(some, _AT_ONCE)
-        found = _features(
+        _, found = seen(
             params,
             task.splits.train.images[filled],
             task.preprocessing,
@@ -118,14 +118,15 @@ def features(params: Params, task: Task, members: np.ndarray) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames="module")
-def _features(params, images, preprocessing, *, module):
+def seen(params, images, preprocessing, *, module):
+    """[n k] logits of images, and [n d] what the head sees of them."""
     inputs = preprocess.apply(preprocessing, images)
-    _, out = training.apply_fn_of(module)(params, inputs)
+    logits, out = training.apply_fn_of(module)(params, inputs)
     last = out[max(out)]
     flat = last.reshape(len(last), -1)
     if flat.shape[1] == params["head"]["kernel"].shape[0]:
-        return flat
-    return last.mean((1, 2))
+        return logits, flat
+    return logits, last.mean((1, 2))
 
 
 def _inputs(task: Task, members: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from ddjax.pages.pictures import save_picture
 from ddjax.runs import (
     baselines,
     ceiling,
+    choose,
     gan,
     loop,
     prepare,
@@ -31,7 +32,7 @@ from ddjax.runs import (
     workdir,
 )
 from ddjax.settings import D2m, Settings
-from ddjax.types import InputError
+from ddjax.types import InputError, Params
 
 __all__ = [
     "Groups",
@@ -39,6 +40,7 @@ __all__ = [
     "distil",
     "draw_network_of",
     "run",
+    "trained_network",
 ]
 
 # What each stage's key is folded with; the numbers are names.
@@ -390,21 +392,22 @@ def final_scores(
     """eval.json: generated images before and after, real ones, the whole data.
 
     Rows are PROTOCOL/IPC/WHAT: stored/10/distilled, stored/10/pretrained,
+    stored/10/distilled_chosen, stored/10/pretrained_chosen,
     stored/10/random_real, stored/10/herding and the other picks,
     stream/50/distilled, stream/50/pretrained; and full_data. With
-    d2m.networks=random there are no teachers, and no picks by their features.
+    d2m.networks=random there are no teachers, and nothing is chosen or picked
+    by their features.
     """
+    part, recipes = settings.evaluate, protocols.recipes_of(settings)
+    trained = trained_network(settings, task, teachers_folder)
     table = protocols.generated_scores(
         settings,
         task,
         given,
         {"distilled": found.params, "pretrained": given.params},
+        _chooser(settings, task, trained),
     )
-    part, recipes = settings.evaluate, protocols.recipes_of(settings)
-    names, trained = part.baseline_names, None
-    if names and settings.d2m.networks == "trained":
-        store = teachers.train(settings, task, teachers_folder)
-        trained = store.snapshot(0, store.epochs)
+    names = part.baseline_names
     picks = baselines.pick(names, task, trained, list(recipes))
     for model, module, score in scores.tests_of(task, part):
 
@@ -427,6 +430,22 @@ def final_scores(
     return table
 
 
+def trained_network(
+    settings: Settings, task: prepare.Task, teachers_folder: Path
+) -> Params | None:
+    """The first teacher's last snapshot; None with d2m.networks=random."""
+    if settings.d2m.networks != "trained":
+        return None
+    store = teachers.train(settings, task, teachers_folder)
+    return store.snapshot(0, store.epochs)
+
+
+def _chooser(settings, task, trained):
+    if trained is None or settings.d2m.choose == "none":
+        return None
+    return choose.Chooser(task, trained, settings.d2m.choose).images
+
+
 def load_sides(folder: Path) -> dict[str, artifact.GeneratorArtifact]:
     """A run's generator after and before distillation.
 
@@ -443,6 +462,7 @@ def test_again(
     settings: Settings,
     task: prepare.Task,
     sides: Mapping[str, artifact.GeneratorArtifact],
+    teachers_folder: Path,
 ) -> None:
     """Prints the scores of a run's generator on any networks.
 
@@ -450,6 +470,7 @@ def test_again(
       settings: the d2m and evaluate parts and the seed count.
       task: the data to test on.
       sides: of ``load_sides``.
+      teachers_folder: the parent of all teachers.
 
     Raises:
       InputError: the generator makes other images.
@@ -462,6 +483,11 @@ def test_again(
             task,
             found,
             {side: kept.params for side, kept in sides.items()},
+            _chooser(
+                settings,
+                task,
+                trained_network(settings, task, teachers_folder),
+            ),
         ),
         settings.evaluate.metric,
     )

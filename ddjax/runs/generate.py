@@ -9,11 +9,13 @@ import jax
 import numpy as np
 
 from ddjax import artifact
+from ddjax.data import sources
 from ddjax.data.classes import one_hot
 from ddjax.pages.pictures import save_picture
-from ddjax.runs import protocols
-from ddjax.runs.d2m import some
-from ddjax.settings import numbers
+from ddjax.runs import choose as choices
+from ddjax.runs import prepare, protocols, workdir
+from ddjax.runs.d2m import some, trained_network
+from ddjax.settings import Settings, numbers
 from ddjax.types import InputError
 
 __all__ = ["classes_of", "images_of", "run"]
@@ -22,7 +24,14 @@ _MOST = 1 << 32  # values of all images, 16 GiB
 
 
 def run(
-    generator: Path, out: Path, *, ipc: str, seed: int = 0, classes: str = ""
+    generator: Path,
+    out: Path,
+    *,
+    ipc: str,
+    seed: int = 0,
+    classes: str = "",
+    choose: str = "random",
+    shared: workdir.Shared | None = None,
 ) -> None:
     """Makes images and writes ``distilled.npz``, the same self-describing file
     as IADD's, and ``distilled.png``.
@@ -34,11 +43,15 @@ def run(
         commas.
       seed: of the noise.
       classes: names or numbers joined by commas; all by default.
+      choose: of ``choose.CHOICES``; other than random only of a run of D2M,
+        whose data and teachers it needs.
+      shared: where those lie; below ``runs`` by default.
 
     Raises:
       InputError: the generator, a class or a number is not there, or the
-        folder holds something else.
+        folder holds something else, or there is nothing to choose by.
     """
+    choices.check(choose)
     found = artifact.find_generator(generator)
     names = found.metadata["class_names"]
     chosen = classes_of(classes, names)
@@ -59,7 +72,7 @@ def run(
     # Before the labels: they too take memory.
     _check_size(found, sum(counts))
     labels = np.repeat(np.asarray(chosen, np.int32), counts)
-    images = images_of(found, labels, seed)
+    images = images_of(found, labels, seed, choose, shared)
     out.mkdir(parents=True, exist_ok=True)
     artifact.save(
         kept,
@@ -69,7 +82,7 @@ def run(
             found.metadata.get("learning_rate", 0.01),
             found.preprocessing,
             # All that the generator's file tells of itself, scores included.
-            found.metadata | {"seed": seed, "ipc": ipc},
+            found.metadata | {"seed": seed, "ipc": ipc, "choose": choose},
         ),
     )
     save_picture(out / "distilled.png", images, labels, names)
@@ -89,7 +102,11 @@ def _check_size(found: artifact.GeneratorArtifact, count: int) -> None:
 
 
 def images_of(
-    found: artifact.GeneratorArtifact, labels: np.ndarray, seed: int = 0
+    found: artifact.GeneratorArtifact,
+    labels: np.ndarray,
+    seed: int = 0,
+    choose: str = "random",
+    shared: workdir.Shared | None = None,
 ) -> np.ndarray:
     """New images of some classes.
 
@@ -97,14 +114,18 @@ def images_of(
       found: the generator.
       labels: [n] integers, the class of each image.
       seed: of the noise, 0 to 2**32 - 1.
+      choose: of ``choose.CHOICES``.
+      shared: where the data and teachers lie that a choice needs; below
+        ``runs`` by default.
 
     Returns:
       [n h w c] float32 pixels in 0..1.
 
     Raises:
-      InputError: a label is no class, the seed is out of range, or the images
-        are too many.
+      InputError: a label is no class, the seed is out of range, the images
+        are too many, or there is nothing to choose by.
     """
+    choices.check(choose)
     labels, k = np.asarray(labels), found.apply.module.num_classes
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(
@@ -118,14 +139,40 @@ def images_of(
     if not 0 <= seed < 1 << 32:
         raise InputError(f"--seed must lie in 0..2**32 - 1, not at {seed}")
     _check_size(found, len(labels))
-    return np.asarray(
-        protocols.make(
-            found.apply,
-            found.params,
-            jax.random.key(seed),
-            labels.astype(np.int32),
-        )
+    make = protocols.drawn_images
+    if choose != "random":
+        make = _chooser(found, choose, shared or workdir.Shared()).images
+    return make(
+        found, found.params, labels.astype(np.int32), jax.random.key(seed)
     )
+
+
+def _chooser(found, how, shared):
+    """By the data and the teachers of the run that the generator is of."""
+    config = found.metadata.get("config")
+    if not config:
+        raise InputError(
+            f"--choose={how} needs the generator of a finished run of "
+            "experiments/d2m.py, which tells its data and teachers: take that, "
+            "or --choose=random"
+        )
+    settings = Settings().changed(config)
+    task = prepare.task(
+        settings.data, settings.model, settings.seed, shared.data
+    )
+    if sources.fingerprint(task.splits.train) != found.metadata["data"]:
+        raise InputError(
+            "the data of this generator are not the images that it was made "
+            "of: restore those, or take --choose=random"
+        )
+    trained = trained_network(settings, task, shared.teachers)
+    if trained is None:
+        raise InputError(
+            "this generator was made with d2m.networks=random, so there are no "
+            f"teachers to choose by: --choose={how} cannot be, take "
+            "--choose=random"
+        )
+    return choices.Chooser(task, trained, how)
 
 
 def classes_of(joined: str, names: Sequence[str]) -> list[int]:

@@ -7,7 +7,8 @@ images. Stream: fresh ones in every epoch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from ddjax.types import Batch
 
 __all__ = [
     "balanced_labels",
+    "drawn_images",
     "generated_epoch",
     "generated_scores",
     "make",
@@ -68,6 +70,22 @@ make = jax.jit(
 """``d2m.generate``, some images at a time."""
 
 
+MakeImages = Callable[
+    [artifact.GeneratorArtifact, Any, np.ndarray, jax.Array], np.ndarray
+]
+"""(generator, its params, labels [n], key) to pixels [n h w c] in 0..1."""
+
+
+def drawn_images(
+    found: artifact.GeneratorArtifact,
+    params: Any,
+    labels: np.ndarray,
+    key: jax.Array,
+) -> np.ndarray:
+    """``MakeImages`` as chance has it."""
+    return np.asarray(make(found.apply, params, key, labels))
+
+
 def balanced_labels(num_classes: int, ipc: int) -> np.ndarray:
     """Class by class, as many of each: [ipc * k]."""
     return np.repeat(np.arange(num_classes, dtype=np.int32), ipc)
@@ -80,6 +98,8 @@ def stored_score(
     params: Any,
     ipc: int,
     count: int,
+    *,
+    make_images: MakeImages | None = None,
     **how: Any,
 ) -> evaluate.EvalResult:
     """The stored protocol: images drawn once, the same in every epoch.
@@ -94,13 +114,15 @@ def stored_score(
       params: of the generator.
       ipc: images per class.
       count: of the networks.
+      make_images: how images are made, by chance by default.
       **how: for ``score``.
     """
     k = found.apply.module.num_classes
     labels = balanced_labels(k, ipc)
+    make_images = make_images or drawn_images
 
     def drawn(key):
-        pixels = make(found.apply, params, key, labels)
+        pixels = make_images(found, params, labels, key)
         return evaluate.stored(
             preprocess.apply(found.preprocessing, pixels),
             classes.one_hot(labels, k),
@@ -129,6 +151,7 @@ def generated_scores(
     task: Task,
     found: artifact.GeneratorArtifact,
     sides: Mapping[str, Any],
+    choose: MakeImages | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The rows of ``final_scores`` that generated images make.
 
@@ -138,13 +161,16 @@ def generated_scores(
       found: the generator's apply and preprocessing, which test images go
         through too.
       sides: {what: generator's params}.
+      choose: how images are chosen, for rows WHAT_chosen beside the others.
     """
     part, ipc_stream = settings.evaluate, settings.d2m.stream_ipc
     key = jax.random.fold_in(jax.random.key(settings.seed), _FINAL)
     recipes = recipes_of(settings)
     table: dict[str, dict] = {}
+    ways = {"": drawn_images} | ({"_chosen": choose} if choose else {})
     total = len(part.model_names) * len(sides)
-    bar = loop.progress("test", total * (len(recipes) + 1), unit="row")
+    rows = total * (len(ways) * len(recipes) + 1)
+    bar = loop.progress("test", rows, unit="row")
     rate = {"learning_rate": part.real_learning_rate}
     for model, _, score in scores.tests_of(task, part, found.preprocessing):
 
@@ -152,19 +178,19 @@ def generated_scores(
             table.setdefault(row, {})[model] = scores.as_json(result)
             bar.update()
 
-        for ipc, recipe in recipes.items():
-            for side, params in sides.items():
-                result = stored_score(
-                    score,
-                    key,
-                    found,
-                    params,
-                    ipc,
-                    part.networks,
-                    recipe=recipe,
-                    **rate,
-                )
-                add(f"stored/{ipc}/{side}", result)
+        for ipc, side, way in itertools.product(recipes, sides, ways):
+            result = stored_score(
+                score,
+                key,
+                found,
+                sides[side],
+                ipc,
+                part.networks,
+                make_images=ways[way],
+                recipe=recipes[ipc],
+                **rate,
+            )
+            add(f"stored/{ipc}/{side}{way}", result)
         for side, params in sides.items():
             sample_fn = generated_epoch(
                 found.apply, params, found.preprocessing, ipc_stream

@@ -248,10 +248,11 @@ def without_nan(recall: np.ndarray) -> list[float | None]:
 def add_gains(table: Mapping[str, Mapping[str, Any]]) -> None:
     """Writes into what is distilled how far it is above random real images.
 
-    Each row distilled, or PROTOCOL/IPC/distilled, beside which there is such
-    a row random_real, gets ``gain_over_random`` {mean, low, high}, of accuracy
-    and within ``balanced_accuracy``: a difference of independent networks with
-    its 95% interval; see ``evaluate.difference``.
+    Each row distilled, or PROTOCOL/IPC/distilled or distilled_chosen, beside
+    which there is such a row random_real, gets ``gain_over_random``
+    {mean, low, high}, of accuracy and within ``balanced_accuracy``: a
+    difference of independent networks with its 95% interval; see
+    ``evaluate.difference``.
 
     Args:
       table: eval.json's, changed in place.
@@ -259,7 +260,7 @@ def add_gains(table: Mapping[str, Mapping[str, Any]]) -> None:
     for row, by_model in table.items():
         *before, what = row.split("/")
         beside = table.get("/".join([*before, "random_real"]), {})
-        if what != "distilled":
+        if what not in ("distilled", "distilled_chosen"):
             continue
         for model in by_model.keys() & beside.keys():
             pair = by_model[model], beside[model]

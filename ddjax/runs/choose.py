@@ -1,0 +1,206 @@
+"""Generated images chosen, not drawn.
+
+A good generator loses to real images of the same number for want of coverage:
+what it draws by chance lies close together. Here it makes many more images than
+are asked for, those that a trained network takes for another class are left
+out, and of the rest some are kept by what that network sees in them, beside
+what it sees in the real images. Nothing is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddjax import artifact
+from ddjax.data import selection
+from ddjax.runs import baselines, protocols
+from ddjax.runs.prepare import Task
+from ddjax.types import InputError, Params
+
+__all__ = ["CHOICES", "Chooser", "centres", "check", "moments"]
+
+CHOICES = ("random", "centres", "moments")
+
+_TIMES = 50  # as many images are made as are kept
+_MOST_VALUES = 1 << 28  # of the images made at a time, 1 GiB
+_GROUPS = 10_000
+_GROUPS_AT_ONCE = 200
+
+
+def check(how: str) -> None:
+    """Refuses an unknown choice.
+
+    Raises:
+      InputError: ``how`` is none of ``CHOICES``.
+    """
+    if how not in CHOICES:
+        raise InputError(
+            f"unknown choice {how!r}: choose from {', '.join(CHOICES)}"
+        )
+
+
+def centres(real: Any, made: Any, count: int) -> np.ndarray:
+    """For each cluster of the real features, the nearest made ones.
+
+    Args:
+      real: [n d] features of a class's real images, n at least ``count``.
+      made: [m d] features of its generated images, m at least ``count``.
+      count: of the picks, and of the clusters that k-means finds.
+
+    Returns:
+      [count] indices of ``made``, none twice.
+    """
+    chosen: list[int] = []
+    for centre in selection.cluster_means(real, count):
+        distance = np.square(made - centre).sum(1)
+        distance[chosen] = np.inf
+        chosen.append(int(distance.argmin()))
+    return np.array(chosen)
+
+
+def moments(real: Any, made: Any, count: int, seed: int = 0) -> np.ndarray:
+    """Of many groups drawn, the one most like the real features together.
+
+    Mean, deviation and skewness of each feature are compared, in units of the
+    real deviation; features that never vary are left out.
+
+    Args:
+      real: [n d] features of a class's real images.
+      made: [m d] features of its generated images, m at least ``count``.
+      count: of the images of a group.
+      seed: of the draw of groups.
+
+    Returns:
+      [count] indices of ``made``, none twice.
+    """
+    real, made = np.asarray(real, np.float64), np.asarray(made, np.float64)
+    deviation = real.std(0)
+    varies = deviation > 1e-6 * max(1.0, deviation.max())
+    scaled = (made - real.mean(0))[:, varies] / deviation[varies]
+    real = (real - real.mean(0))[:, varies] / deviation[varies]
+    wanted = _moments(real[None])[0]
+    rng = np.random.default_rng(seed)
+    best, chosen = np.inf, None
+    for _ in range(_GROUPS // _GROUPS_AT_ONCE):
+        groups = rng.random((_GROUPS_AT_ONCE, len(made))).argpartition(
+            count - 1, 1
+        )[:, :count]
+        costs = np.square(_moments(scaled[groups]) - wanted).mean((1, 2))
+        if costs.min() < best:
+            best, chosen = costs.min(), groups[costs.argmin()]
+    return chosen
+
+
+def _moments(groups: np.ndarray) -> np.ndarray:
+    """[g n d] to [g 3 d]: mean, deviation, and the cube root of the third
+    central moment, all in the features' own units."""
+    mean = groups.mean(1)
+    central = groups - mean[:, None]
+    return np.stack(
+        [
+            mean,
+            np.sqrt(np.square(central).mean(1)),
+            np.cbrt((central**3).mean(1)),
+        ],
+        1,
+    )
+
+
+class Chooser:
+    """Chooses among a generator's images by the real ones of a task."""
+
+    def __init__(self, task: Task, params: Params, how: str):
+        """
+        Args:
+          task: data and network.
+          params: of a trained network, such as a teacher's last snapshot.
+          how: "centres" or "moments".
+        """
+        check(how)
+        self._task, self._params, self._how = task, params, how
+        self._real: dict[int, np.ndarray] = {}
+
+    def images(
+        self, found: artifact.GeneratorArtifact, params: Any, labels: Any, key
+    ) -> np.ndarray:
+        """[n h w c] float32 pixels in 0..1, of the classes of ``labels`` [n].
+
+        Args:
+          found: the generator.
+          params: of it.
+          labels: class of each image.
+          key: of the noise; the images of a class do not depend on which other
+            classes are asked for.
+
+        Raises:
+          InputError: a class is asked for more images than it has real ones,
+            or than can be made at a time.
+        """
+        labels = np.asarray(labels)
+        result = np.zeros((len(labels), *self._task.image_shape), np.float32)
+        for label in np.unique(labels):
+            where = np.flatnonzero(labels == label)
+            result[where] = self._of_class(
+                found, params, int(label), len(where), key
+            )
+        return result
+
+    def _of_class(self, found, params, label, count, key):
+        real = self._real_features(label)
+        name = self._task.splits.train.class_names[label]
+        if count > len(real):
+            raise InputError(
+                f"class {name!r} has {len(real)} real images to choose by, "
+                f"fewer than the {count} asked for: lower --ipc, or take "
+                "--choose=random"
+            )
+        size = int(np.prod(self._task.image_shape))
+        many = min(_TIMES * count, _MOST_VALUES // size)
+        if many < 2 * count:
+            raise InputError(
+                f"{count:,} images of class {name!r} are too many to choose: "
+                "lower --ipc, or take --choose=random"
+            )
+        pixels = np.asarray(
+            protocols.make(
+                found.apply,
+                params,
+                jax.random.fold_in(key, label),
+                np.full(many, label, np.int32),
+            )
+        )
+        logits, features = self._look_at(pixels)
+        understood = np.flatnonzero(logits.argmax(1) == label)
+        if len(understood) < count:
+            understood = np.arange(many)
+        choice: Callable[..., np.ndarray] = {
+            "centres": centres,
+            "moments": moments,
+        }[self._how]
+        return pixels[understood[choice(real, features[understood], count)]]
+
+    def _real_features(self, label):
+        if label not in self._real:
+            train = self._task.splits.train
+            self._real[label] = baselines.features(
+                self._params, self._task, np.flatnonzero(train.labels == label)
+            )
+        return self._real[label]
+
+    def _look_at(self, pixels):
+        parts = []
+        for begin in range(0, len(pixels), protocols.AT_ONCE):
+            some = pixels[begin : begin + protocols.AT_ONCE]
+            filled = np.resize(some, (protocols.AT_ONCE, *some.shape[1:]))
+            found = baselines.seen(
+                self._params,
+                filled,
+                self._task.preprocessing,
+                module=self._task.module,
+            )
+            parts.append([np.asarray(part)[: len(some)] for part in found])
+        return [np.concatenate(part) for part in zip(*parts)]
