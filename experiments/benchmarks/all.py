@@ -8,12 +8,14 @@ ratio of the medians, ours / PyTorch's, with the least and largest ratio of the
 two runs of one turn; processor time, medians; peak memory; seconds of tracing
 and compiling ours; and the share of the machine's peak: operations
 (``rows.py`` says how they are counted) over the time and over what a product
-of two large float32 matrices reaches in JAX here.
+of two large float32 matrices reaches in JAX here, the best of several at the
+start and before each row. Other work on the machine lowers that, too.
 
 The sides take turns in one process, so a change of the machine's speed meets
 both, and who begins changes from turn to turn. Before anything is timed their
 losses are compared. PyTorch is timed in both memory formats, and where it has
-no second derivative to take, compiled too; the fastest of a short trial stays.
+no second derivative to take, the faster of them is compiled too; the fastest of
+a short trial stays. Compiling takes minutes, and is left out by ``--quick``.
 Each row has a process of its own, and so has each side's peak memory, which is
 that of the whole process, or on an accelerator that of its arrays.
 
@@ -60,15 +62,15 @@ def main(argv=None):
     if "failed" in machine:
         print(f"error: {machine['failed']}", file=sys.stderr)
         return 2
-    print(describe(machine), flush=True)
     results = []
     for name in names:
         print(f"measuring {rows.ROWS[name].title} ..", file=sys.stderr)
-        result = measure(name, repeats, machine)
+        result = measure(name, repeats, machine, not args.quick)
+        machine["peak"] = max(machine["peak"], result.pop("peak", 0))
         results.append({"row": name, "title": rows.ROWS[name].title, **result})
         if args.out:  # after every row: a long table is not lost at its end
             write(args.out, machine, results)
-    print(table(results, machine))
+    print(describe(machine), table(results, machine), sep="\n\n")
     return 1 if any("failed" in result for result in results) else 0
 
 
@@ -111,11 +113,12 @@ def ask(kind, request):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(name, repeats, machine):
+def measure(name, repeats, machine, compiles):
     """All figures of a row."""
     common = dict(row=name, device=machine["device"])
     torch = not machine["no_torch"]
-    result = ask("times", dict(common, repeats=repeats, torch=torch))
+    turns = dict(repeats=repeats, torch=torch, compiles=compiles)
+    result = ask("times", {**common, **turns})
     if "failed" in result:
         return result
     result["memory"] = {}
@@ -173,16 +176,18 @@ def matrix_peak(side):
 def child_times(request):
     """Both sides of a row in turns."""
     row = rows.ROWS[request["row"]]
+    result = {"peak": matrix_peak(MATRIX[request["device"]])}
     compiling = watch_compiling()
     ours = row.ours()
     ours.run()
-    result = {"compile": covered(compiling), "footnotes": []}
-    sides, losses = {"jax": ours}, ours.losses()
+    result["compile"] = covered(compiling)
+    sides, result["losses"] = {"jax": ours}, ours.losses()
     if request["torch"]:
-        sides["torch"], result["place"], result["footnotes"] = fastest(
-            row, request["device"], losses
+        compiles = row.compiles and request["compiles"]
+        sides["torch"], found = fastest(
+            row, request["device"], result["losses"], compiles
         )
-    result["losses"] = losses
+        result.update(found)
     return {**result, **take_turns(sides, row, request)}
 
 
@@ -210,41 +215,47 @@ def covered(spans):
     return total
 
 
-def fastest(row, device, losses):
+def fastest(row, device, losses, compiles):
     """The fastest of PyTorch's ways.
 
     Args:
-      losses: ours; sys.exit where PyTorch's are others.
+      losses: ours, which PyTorch's must be.
+      compiles: whether to try the compiler.
 
     Returns:
-      (Side, its Placement, footnotes).
+      (Side, what to say of it: its Placement, all trials, footnotes).
     """
     import torch
 
     if device == "gpu":  # as JAX does without being asked
         torch.set_float32_matmul_precision("high")
-    footnotes, best, kind = [], None, "cuda" if device == "gpu" else "cpu"
+    best, kind = None, "cuda" if device == "gpu" else "cpu"
+    footnotes, trials = [], {}
 
     def consider(place):
         nonlocal best
         side = row.theirs(place, False)
-        theirs = side.losses()
-        for a, b in zip(losses, theirs, strict=True):
-            if not abs(a - b) <= rows.TOLERANCE * abs(b):
-                sys.exit(f"the sides' losses differ: {losses} and {theirs}")
-        seconds = trial(side.run)
+        check(losses, side.losses())
+        seconds = trials[way(place)] = trial(side.run)
         if best is None or seconds < best[0]:
             best = seconds, side, place
 
     for channels_last in (False, True):
         consider(Placement(channels_last, False, kind))
-    if row.compiles:
+    if compiles:
         try:
             consider(best[2]._replace(compiled=True))
         except Exception as error:  # whatever a compiler finds wrong
             reason = (str(error).strip().splitlines() or [repr(error)])[0]
             footnotes.append(f"torch.compile failed and was left out: {reason}")
-    return best[1], best[2], footnotes
+    return best[1], dict(place=best[2], trials=trials, footnotes=footnotes)
+
+
+def check(ours, theirs):
+    """sys.exit where two lists of losses are not the same but for rounding."""
+    for a, b in zip(ours, theirs, strict=True):
+        if not abs(a - b) <= rows.TOLERANCE * abs(b):
+            sys.exit(f"the sides' losses differ: {ours} and {theirs}")
 
 
 def trial(run):
