@@ -46,7 +46,13 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, help="default 5; quick: 3")
     parser.add_argument("--quick", action="store_true", help="four rows")
-    parser.add_argument("--rows", nargs="+", choices=rows.ROWS, metavar="ROW")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        choices=rows.ROWS,
+        metavar="ROW",
+        help=", ".join(rows.ROWS),
+    )
     parser.add_argument("--accelerator", action="store_true")
     parser.add_argument("--out", help="a JSON file for all figures")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
