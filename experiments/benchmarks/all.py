@@ -241,7 +241,7 @@ def fastest(row, device, losses, compiles):
     def consider(place):
         nonlocal best
         side = row.theirs(place, False)
-        check(losses, side.losses())
+        check(losses, side.losses())  # which warms it up, too
         seconds = trials[way(place)] = trial(side.run)
         if best is None or seconds < best[0]:
             best = seconds, side, place
@@ -265,8 +265,7 @@ def check(ours, theirs):
 
 
 def trial(run):
-    """Seconds of a run that is not the first; short ones three times."""
-    run()
+    """Seconds of a run that has been warmed up; short ones three times."""
     seconds = []
     while not seconds or (len(seconds) < 3 and seconds[-1] < 2):
         seconds.append(timed(run)[0])
@@ -286,8 +285,6 @@ def timed(run):
 def take_turns(sides, row, request):
     seconds = {side: [] for side in sides}
     processor = {side: [] for side in sides}
-    for side in sides.values():
-        side.run()
     for turn in range(request["repeats"]):
         order = list(sides) if turn % 2 == 0 else list(sides)[::-1]
         for side in order:

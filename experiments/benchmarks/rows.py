@@ -14,8 +14,8 @@ import numpy as np
 import unroll
 
 RATE, TEACHER_STEPS, TEACHER_BATCH = 0.01, 4, 256
-# Of an evaluation: 1,000 epochs and 10,000 test images, both over a hundred.
-NETWORKS, EPOCHS, TEST_IMAGES, MOMENTUM, DECAY = 10, 10, 100, 0.9, 5e-4
+# Of an evaluation: 1,000 epochs and 10,000 test images, over two hundred.
+NETWORKS, EPOCHS, TEST_IMAGES, MOMENTUM, DECAY = 10, 5, 50, 0.9, 5e-4
 TOLERANCE = 1e-3  # of the losses, relative
 GAN_SIZE = "width16"
 
