@@ -157,16 +157,16 @@ def flat(tree):
 # --- PyTorch's networks ------------------------------------------------------
 
 
-def tensors(tree, trained):
-    """Nested dicts of arrays as leaves that ask for a gradient, or do not."""
-    import torch
+CHANNELS_LAST = unroll.Placement(channels_last=True)
 
+
+def tensors(tree, trained, place):
+    """Nested dicts of arrays as leaves that ask for a gradient, or do not."""
     if isinstance(tree, dict):
-        return {name: tensors(value, trained) for name, value in tree.items()}
-    tensor = torch.from_numpy(tree)
-    if tensor.ndim == 4:
-        tensor = tensor.contiguous(memory_format=torch.channels_last)
-    return tensor.requires_grad_(trained)
+        return {
+            name: tensors(value, trained, place) for name, value in tree.items()
+        }
+    return place.put(tree).requires_grad_(trained)
 
 
 def leaves(tree):
@@ -200,7 +200,7 @@ def spectral(params, estimates, keep):
     return result
 
 
-def torch_generator(params, noise, labels, batch_statistics):
+def torch_generator(params, noise, labels, batch_statistics, place):
     import torch
     import torch.nn.functional as F
 
@@ -213,8 +213,7 @@ def torch_generator(params, noise, labels, batch_statistics):
         return F.interpolate(x, scale_factor=2)
 
     x = F.linear(noise, params["dense"]["kernel"], params["dense"]["bias"])
-    x = x.view(len(noise), -1, FIRST, FIRST)
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = place.arrange(x.view(len(noise), -1, FIRST, FIRST))
     for number in range(BLOCKS):
         block = params[f"block{number}"]
         norms = [
@@ -262,17 +261,17 @@ def torch_convnet(params, images):
     return F.linear(x.flatten(1), *params["head"].values()), out
 
 
-def to_images(images):
+def to_images(images, place):
     """[n h w c] to [n c h w]."""
-    import torch
-
-    images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-    return images.contiguous(memory_format=torch.channels_last)
+    return place.put(images.transpose(0, 3, 1, 2))
 
 
 def gradients(params):
     return np.concatenate(
-        [leaf.grad.contiguous().numpy().reshape(-1) for leaf in leaves(params)]
+        [
+            leaf.grad.cpu().contiguous().numpy().reshape(-1)
+            for leaf in leaves(params)
+        ]
     )
 
 
@@ -379,20 +378,22 @@ def distil_noise():
     return [np.array(gan.noise(jax.random.split(key)[0], count, NOISE))]
 
 
-def distil_torch(name, noise):
+def distil_torch(name, noise, place=CHANNELS_LAST):
     """The same in PyTorch; each call is the next step."""
     assert POWER == 4  # two squarings: pow took longer
     import torch
     import torch.nn.functional as F
 
     start, network, images, labels = distil_problem(name)
-    params = tensors(channels_first(start), True)
-    average = tensors(channels_first(start), False)
+    params = tensors(channels_first(start), True, place)
+    average = tensors(channels_first(start), False, place)
     positions = (SIDE >> DEPTH) ** 2
-    network = tensors(channels_first(network, positions=positions), False)
+    network = channels_first(network, positions=positions)
+    network = tensors(network, False, place)
     adam, step = torch_adam(params, RATE), 0
-    real, (noise,) = to_images(images), map(torch.from_numpy, noise)
-    labels = torch.from_numpy(labels)
+    real, (noise,) = to_images(images, place), map(place.put, noise)
+    labels = place.put(labels)
+    convnet, generator = map(place.prepare, (torch_convnet, torch_generator))
     one_hot = F.one_hot(labels, CLASSES).float()
     counts = one_hot.sum(0)[:, None]
 
@@ -410,13 +411,13 @@ def distil_torch(name, noise):
         return gap.square().sum(1).mean()
 
     def seen(images):
-        return torch_convnet(network, (images - MEAN) / SPREAD)
+        return convnet(network, (images - MEAN) / SPREAD)
 
     def run():
         nonlocal step
         with torch.no_grad():
             real_logits, real_out = seen(real)
-        fake = torch_generator(params, noise, labels, False)
+        fake = generator(params, noise, labels, False, place)
         fake_logits, fake_out = seen(fake)
         loss = BALANCE * F.kl_div(
             F.log_softmax(fake_logits / TEMPERATURE, 1),
@@ -513,7 +514,7 @@ def pretrain_noise():
     return [np.array(gan.noise(key, BATCH, NOISE)) for key in keys]
 
 
-def pretrain_torch(name, noise):
+def pretrain_torch(name, noise, place=CHANNELS_LAST):
     """The same in PyTorch; each call is the next step."""
     import torch
     import torch.nn.functional as F
@@ -521,24 +522,25 @@ def pretrain_torch(name, noise):
     (generator, estimates), (critic, judged), images, labels = pretrain_problem(
         name
     )
-    params = tensors(channels_first(generator), True)
-    average = tensors(channels_first(generator), False)
-    estimates = tensors(channels_first(estimates), False)
-    judge = tensors(channels_first(critic), True)
-    judged = tensors(channels_first(judged), False)
+    params = tensors(channels_first(generator), True, place)
+    average = tensors(channels_first(generator), False, place)
+    estimates = tensors(channels_first(estimates), False, place)
+    judge = tensors(channels_first(critic), True, place)
+    judged = tensors(channels_first(judged), False, place)
     adam, critic_adam = torch_adam(params, RATE), torch_adam(judge, CRITIC_RATE)
-    real = [to_images(part) for part in images]
-    labels, noise = torch.from_numpy(labels), list(map(torch.from_numpy, noise))
+    real = [to_images(part, place) for part in images]
+    labels, noise = place.put(labels), list(map(place.put, noise))
+    make, rate = map(place.prepare, (torch_generator, torch_critic))
     step = 0
 
     def generate(noise, labels, keep):
         normed = spectral(params, estimates, keep)
-        return 2 * torch_generator(normed, noise, labels, True) - 1
+        return 2 * make(normed, noise, labels, True, place) - 1
 
     def step_critic(number):
         with torch.no_grad():
             fake = generate(noise[number], labels[number], False)
-        scores = torch_critic(
+        scores = rate(
             spectral(judge, judged, True),
             torch.cat([2 * real[number] - 1, fake]),
             labels[number].repeat(2),
@@ -557,7 +559,7 @@ def pretrain_torch(name, noise):
             leaf.requires_grad_(False)
         images = generate(noise[-1], labels[-1], True)
         normed = spectral(judge, judged, False)
-        loss = -torch_critic(normed, images, labels[-1]).mean()
+        loss = -rate(normed, images, labels[-1]).mean()
         adam.zero_grad()
         loss.backward()
         adam.step()

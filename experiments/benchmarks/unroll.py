@@ -24,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +33,45 @@ SIZES = {
     "tiny": dict(side=8, channels=1, width=32, depth=2, batch=10),
 }
 CLASSES = 10
+
+
+class Placement(NamedTuple):
+    """How the PyTorch side holds its numbers.
+
+    Attributes:
+      channels_last: the memory format of images and kernels.
+      compiled: pass what can be passed through ``torch.compile``.
+      device: where they lie.
+    """
+
+    channels_last: bool = False
+    compiled: bool = False
+    device: str = "cpu"
+
+    def put(self, array):
+        """A NumPy array, [n c h w] where it has four axes, as a tensor."""
+        import torch
+
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        tensor = tensor.to(self.device)
+        return self.arrange(tensor) if tensor.ndim == 4 else tensor
+
+    def arrange(self, tensor):
+        """[n c h w] in the memory format."""
+        import torch
+
+        if self.channels_last:
+            return tensor.contiguous(memory_format=torch.channels_last)
+        return tensor.contiguous()
+
+    def prepare(self, function):
+        """A function or module, compiled where that is asked for."""
+        import torch
+
+        return torch.compile(function) if self.compiled else function
+
+
+CHANNELS_FIRST = Placement()
 
 
 def problem(size, steps):
@@ -112,26 +152,28 @@ def jax_side(size, steps):
     return run, getattr(plan, "temp_size_in_bytes", None)
 
 
-def torch_network(size):
-    """The network in PyTorch: (flatten(params), forward(flat, x[b c h w]))."""
-    import torch
+def torch_network(size, place=CHANNELS_FIRST):
+    """The network in PyTorch: (flatten(params), forward(flat, x[b c h w])).
+
+    The kernels are parts of the vector as they are stored, so that no step
+    has to bring them into the memory format first.
+    """
     import torch.nn.functional as F
 
     depth, width = size["depth"], size["width"]
     side = size["side"] >> depth
+    stored = (3, 0, 1, 2) if place.channels_last else (3, 2, 0, 1)
 
     def flatten(params):
         """One vector, in the order in which ``forward`` reads it."""
         parts = []
         for block in range(depth):
             conv, norm = params[f"conv{block}"], params[f"norm{block}"]
-            parts += [conv["kernel"].transpose(3, 2, 0, 1), conv["bias"]]
+            parts += [conv["kernel"].transpose(stored), conv["bias"]]
             parts += [norm["scale"], norm["bias"]]
         head = params["head"]["kernel"].reshape(side, side, width, CLASSES)
         parts += [head.transpose(3, 2, 0, 1), params["head"]["bias"]]
-        return torch.from_numpy(
-            np.concatenate([part.reshape(-1) for part in parts])
-        )
+        return place.put(np.concatenate([part.reshape(-1) for part in parts]))
 
     def forward(flat, x):
         position = 0
@@ -143,9 +185,14 @@ def torch_network(size):
             position += count
             return part
 
+        def take_kernel(inputs):
+            if place.channels_last:
+                return take(width, 3, 3, inputs).permute(0, 3, 1, 2)
+            return take(width, inputs, 3, 3)
+
         inputs = size["channels"]
         for _ in range(depth):
-            x = F.conv2d(x, take(width, inputs, 3, 3), take(width), padding=1)
+            x = F.conv2d(x, take_kernel(inputs), take(width), padding=1)
             x = F.group_norm(x, width, take(width), take(width))
             x = F.avg_pool2d(F.relu(x), 2)
             inputs = width
@@ -155,19 +202,18 @@ def torch_network(size):
     return flatten, forward
 
 
-def torch_side(size, steps):
-    """The same in PyTorch, channels first."""
+def torch_side(size, steps, place=CHANNELS_FIRST):
+    """The same in PyTorch, channels first where nothing else is said."""
     import torch
     import torch.nn.functional as F
 
     start, target, images, labels = problem(size, steps)
-    flatten, forward = torch_network(size)
+    flatten, forward = torch_network(size, place)
 
     begin, end = flatten(start), flatten(target)
-    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-    pixels.requires_grad_(True)
-    classes = torch.from_numpy(labels)
-    learning_rate = torch.tensor(0.01, requires_grad=True)
+    pixels = place.put(images.transpose(0, 3, 1, 2)).requires_grad_(True)
+    classes = place.put(labels)
+    learning_rate = torch.tensor(0.01, device=place.device, requires_grad=True)
 
     def run():
         pixels.grad = learning_rate.grad = None
@@ -178,7 +224,7 @@ def torch_side(size, steps):
             flat = flat - learning_rate * grad
         loss = (flat - end).square().sum() / (begin - end).square().sum()
         loss.backward()
-        return loss.item(), pixels.grad.numpy().transpose(0, 2, 3, 1)
+        return loss.item(), pixels.grad.cpu().numpy().transpose(0, 2, 3, 1)
 
     return run, None
 
