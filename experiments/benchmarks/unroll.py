@@ -155,7 +155,7 @@ def torch_network(size):
     return flatten, forward
 
 
-def torch_side(size, steps):
+def torch_side(size, steps, device="cpu"):
     """The same in PyTorch, channels first."""
     import torch
     import torch.nn.functional as F
@@ -163,11 +163,11 @@ def torch_side(size, steps):
     start, target, images, labels = problem(size, steps)
     flatten, forward = torch_network(size)
 
-    begin, end = flatten(start), flatten(target)
+    begin, end = flatten(start).to(device), flatten(target).to(device)
     pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-    pixels.requires_grad_(True)
-    classes = torch.from_numpy(labels)
-    learning_rate = torch.tensor(0.01, requires_grad=True)
+    pixels = pixels.to(device).requires_grad_(True)
+    classes = torch.from_numpy(labels).to(device)
+    learning_rate = torch.tensor(0.01, device=device, requires_grad=True)
 
     def run():
         pixels.grad = learning_rate.grad = None
@@ -178,7 +178,7 @@ def torch_side(size, steps):
             flat = flat - learning_rate * grad
         loss = (flat - end).square().sum() / (begin - end).square().sum()
         loss.backward()
-        return loss.item(), pixels.grad.numpy().transpose(0, 2, 3, 1)
+        return loss.item(), pixels.grad.cpu().numpy().transpose(0, 2, 3, 1)
 
     return run, None
 
