@@ -41,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import accelerator_cifar10
+import accelerator_memory
 import accelerator_page
 import accelerator_parts
 import jax
@@ -52,10 +53,10 @@ from ddjax import files
 from ddjax.types import InputError
 
 MEASURES = {
-    "memory": accelerator_parts.memory,
+    "memory": accelerator_memory.memory,
     "precision": accelerator_parts.precision,
     "times": accelerator_parts.times,
-    "images": accelerator_parts.images,
+    "images": accelerator_memory.images,
 }
 OUT = Path("runs/accelerator")
 
@@ -83,7 +84,7 @@ def machine() -> dict[str, Any]:
         "device": device.device_kind,
         "platform": device.platform,
         "count": jax.local_device_count(),
-        "memory": accelerator_parts.device_bytes(),
+        "memory": accelerator_memory.device_bytes(),
         "driver": driver() if device.platform == "gpu" else "",
         "runtime": " ".join(device.client.platform_version.split()),
         "jax": jax.__version__,

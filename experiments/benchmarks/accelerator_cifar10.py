@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from accelerator_scale import Clock, Scale, Watch
 
 from configs import cifar10 as config
 from configs import common
-from ddjax import files, metrics, parallel
+from ddjax import files, metrics, parallel, trajectories
 from ddjax.runs import iadd as iadd_run
 from ddjax.runs import prepare, teachers, workdir
 from ddjax.settings import Importance, Settings
+from ddjax.types import Segment
 
 Result = dict[str, Any]
 
@@ -36,31 +38,53 @@ class OutOfTime(Exception):
     """A run has reached a checkpoint and its time is over."""
 
 
-class Timed:
-    """Teachers that a run may draw from until its clock ends.
+class Timed(trajectories.Teachers):
+    """Teachers that a run may draw from until its time is over.
 
-    It ends behind a checkpoint, so that nothing is lost: a call begins at one,
+    That is behind a checkpoint, so that nothing is lost: a call begins at one,
     and every update of one segment draws once.
+
+    Attributes:
+      first: when the first checkpoint was reached, by ``time.perf_counter``;
+        None before it.
     """
 
-    def __init__(self, store: Any, clock: Clock, every: int):
-        """Wraps a store; ``every`` updates there is a checkpoint."""
-        self._store, self._clock, self._every = store, clock, every
+    first: float | None = None
+
+    def __init__(
+        self,
+        store: trajectories.Teachers,
+        own: Clock,
+        whole: Clock,
+        every: int,
+    ):
+        """Wraps a store.
+
+        Args:
+          store: the teachers.
+          own: the run's; it has its first checkpoint all the same.
+          whole: of the part.
+          every: updates from checkpoint to checkpoint.
+        """
+        # Opened and checked already: the same in all but when it ends.
+        vars(self).update(vars(store))
+        self._every = every
+        self._own, self._whole = own, whole
         self._drawn = 0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def sample(self, *args: Any, **kwargs: Any) -> Any:
+    def sample(self, *args: Any, **kwargs: Any) -> Segment:
         """A segment.
 
         Raises:
           OutOfTime: the clock has ended.
         """
-        if self._drawn % self._every == 0 and self._clock.left() <= 0:
-            raise OutOfTime
+        if self._drawn % self._every == 0:
+            if self._drawn and self.first is None:
+                self.first = time.perf_counter()
+            if (self._own if self._drawn else self._whole).left() <= 0:
+                raise OutOfTime
         self._drawn += 1
-        return self._store.sample(*args, **kwargs)
+        return super().sample(*args, **kwargs)
 
 
 def stand_in(path: Path, scale: Scale) -> Path:
@@ -208,6 +232,7 @@ def cifar10(
         "runs": {},
         "absent": absent,
     }
+    needed = 0.0
     pieces = [(ipc, form) for ipc in IPCS for form in FORMS]
     with quickly_compiled(scale.quick):
         for number, (ipc, form) in enumerate(pieces):
@@ -217,10 +242,8 @@ def cifar10(
             label = f"{ipc} a class, W {FORMS[form]}"
             key = f"ipc{ipc}-{form}"
             earlier = before.get("runs", {}).get(key)
-            if clock.left() <= 0:
-                absent.append(
-                    f"{label}: the time was over, call again to go on"
-                )
+            if why := clock.lacks(needed, label):
+                absent.append(f"{why}; call again to go on")
                 if earlier:
                     result["runs"][key] = earlier
                     result["teachers"][str(ipc)] = before["teachers"][str(ipc)]
@@ -246,9 +269,10 @@ def cifar10(
                 task,
                 folder,
                 shared,
-                Clock(left),
+                (Clock(left), clock),
                 told,
             )
+            needed = max(needed, row.pop("setup"))
             row |= {"ipc": ipc, "form": FORMS[form], "command": told}
             if row["updates"]:
                 result["runs"][key] = row
@@ -268,10 +292,20 @@ def advance(
     task: prepare.Task,
     folder: Path,
     shared: workdir.Shared,
-    clock: Clock,
+    clocks: tuple[Clock, Clock],
     told: str,
 ) -> Result:
-    """Goes on with a run until its clock ends or its updates are made."""
+    """Goes on with a run until its time is over or its updates are made.
+
+    Args:
+      settings: of the run.
+      task: data and network.
+      folder: of the run.
+      shared: where teachers lie.
+      clocks: the run's own and the part's; see ``Timed``.
+      told: the command that finishes it.
+    """
+    begin, setup = time.perf_counter(), 0.0
     if not workdir.is_complete(settings, folder, "iadd"):
         initial = iadd_run.choose_initial(settings, task)
         with (
@@ -282,12 +316,18 @@ def advance(
             initial = iadd_run.picked(settings, initial, task, store)
             initial = iadd_run.with_labels(settings, initial, task, store)
             every = settings.log.checkpoint_every
-            iadd_run.distil(
-                settings, folder, task, initial, Timed(store, clock, every)
-            )
+            timed = Timed(store, *clocks, every)
+            try:
+                iadd_run.distil(settings, folder, task, initial, timed)
+            finally:
+                setup = (timed.first or time.perf_counter()) - begin
     path = folder / "metrics.jsonl"
     rows = metrics.read(path) if path.exists() else []
-    return {"of": settings.iadd.iterations, **progress(rows)}
+    return {
+        "of": settings.iadd.iterations,
+        "setup": setup,
+        **progress(rows),
+    }
 
 
 def progress(rows: list[Result]) -> Result:

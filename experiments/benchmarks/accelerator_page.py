@@ -63,9 +63,17 @@ def _seconds(found: Part | None) -> str:
     return "{median:.3g} s ({min:.3g} to {max:.3g})".format(**found)
 
 
+def _network(size: Part) -> str:
+    return (
+        f"ConvNet-{size['depth']} of width {size['width']} at {size['side']} "
+        "pixels"
+    )
+
+
 def _memory(part: Part):
     said = [
-        f"One unroll of ten images, width {part['width']}, and its gradient. "
+        f"One unroll of ten images, {_network(part['size'])}, and its "
+        "gradient. "
         "Temporary bytes are XLA's plan; the peak is the device's own count "
         "during one call, beyond what was held before."
     ]
@@ -80,8 +88,8 @@ def _precision(part: Part):
     size = part["size"]
     said = [
         f"Gradient of the IADD loss to the images through J = {part['steps']} "
-        f"steps of {size['batch']} images, ConvNet-3 of width "
-        f"{size['width']}, against float64 on the CPU.",
+        f"steps of {size['batch']} images, {_network(size)}, against "
+        "float64 on the CPU.",
         "A ReLU that falls on its other side moves a few values by up to a "
         "hundredth, so the largest difference says little; the relative L2 "
         "error is what decides.",
@@ -118,7 +126,7 @@ def _precision(part: Part):
 
 def _times(part: Part):
     said = [
-        f"ConvNet-3 of width {part['width']} at 32 pixels, at the default "
+        f"{_network(part['size'])}, at the default "
         "precision of both sides (TF32 allowed on a GPU). The sides take "
         "turns; medians, with the smallest and the largest. PyTorch: "
         f"{part['torch']}."
@@ -164,8 +172,8 @@ def _times(part: Part):
 
 def _images(part: Part):
     said = [
-        f"An update of IADD with {part['classes']} classes at 32 pixels, "
-        f"width {part['width']}, J = {part['steps']}: planned by XLA, compiled "
+        f"An update of IADD with {part['classes']} classes, "
+        f"{_network(part)}, J = {part['steps']}: planned by XLA, compiled "
         f"and not run. It may have {_size(part['limit'])}: of an accelerator "
         "the limit of JAX's pool, three quarters of the memory unless "
         "XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."

@@ -1,4 +1,4 @@
-"""The accelerator kit's parts that need no data: precision, times, memory.
+"""The accelerator kit's parts that need no data: precision and times.
 
 Each takes a ``Scale`` and a ``Clock`` and returns what its part of the JSON
 says; ``absent`` there has a sentence for each figure that is missing.
@@ -18,14 +18,12 @@ from accelerator_scale import (
     Scale,
     Watch,
     compiled,
-    planned_bytes,
     turns,
 )
 
 from ddjax import (
     augment,
     evaluate,
-    files,
     iadd,
     importance,
     losses,
@@ -106,14 +104,14 @@ def segment_gradient(size, steps, student=None):
 
 
 @functools.lru_cache(maxsize=8)
-def made(size, steps, student=None, precision="default"):
+def made(size, steps, student, precision):
     """``segment_gradient`` compiled for the default device; kept, since two
     parts want some of them.
 
     Args:
       size: items of a size of ``unroll.SIZES``.
       steps: J.
-      student: dtype.
+      student: dtype, or None.
       precision: of products.
 
     Returns:
@@ -126,11 +124,7 @@ def made(size, steps, student=None, precision="default"):
 
 
 def reference(size, steps) -> np.ndarray:
-    """The gradient to the images in float64 on the CPU.
-
-    Raises:
-      RuntimeError: JAX has no CPU here.
-    """
+    """The gradient to the images in float64 on the CPU."""
     cpu = jax.devices("cpu")[0]
     with jax.enable_x64(True), jax.default_device(cpu):
         function, arguments = segment_gradient(size, steps)
@@ -159,8 +153,7 @@ def precision(scale: Scale, clock: Clock) -> Result:
     rows, absent = [], []
     result |= {"rows": rows, "absent": absent}
     try:
-        with Watch() as watch:
-            true = reference(size, steps)
+        jax.devices("cpu")
     except RuntimeError as error:
         absent.append(
             "Precision was not measured, because JAX offers no CPU for the "
@@ -168,6 +161,8 @@ def precision(scale: Scale, clock: Clock) -> Result:
             f"({first_line(error)})."
         )
         return result
+    with Watch() as watch:
+        true = reference(size, steps)
     names = list(PRECISIONS)
     if on_cpu():
         result["alike"] = (
@@ -176,7 +171,8 @@ def precision(scale: Scale, clock: Clock) -> Result:
         )
         names = names[:1]
     asked = [*((name, None) for name in names), ("default", jnp.bfloat16)]
-    needed = 0.0  # of the reference, in float64, nothing follows
+    # The first is measured in any case: without it the reference is in vain.
+    needed, reference_seconds = -np.inf, watch.seconds
     for name, student in asked:
         what = f"{name}{', student in bfloat16' if student else ''}"
         if why := clock.lacks(needed, what):
@@ -193,7 +189,7 @@ def precision(scale: Scale, clock: Clock) -> Result:
         except (TypeError, ValueError, RuntimeError, NotImplementedError) as e:
             absent.append(f"{what}: does not work here ({first_line(e)})")
             continue
-        needed = watch.seconds
+        needed = reference_seconds
         rows.append(row | ({"student": "bfloat16"} if student else {}))
     result["needs"] = needs(rows)
     return result
@@ -287,20 +283,27 @@ def unroll_row(size, steps, clocks, absent: list[str]) -> Result | None:
     return row
 
 
-def _images(count: int) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    images = rng.normal(0, 1, (count, 32, 32, 3)).astype(np.float32)
+def _network(scale: Scale) -> Any:
+    return models.build(
+        "convnet",
+        num_classes=unroll.CLASSES,
+        width=scale.width,
+        depth=scale.depth,
+    )
+
+
+def _images(scale: Scale, count: int) -> tuple[np.ndarray, np.ndarray]:
+    shape = (count, scale.side, scale.side, 3)
+    images = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
     return images, np.arange(count) % unroll.CLASSES
 
 
 def teacher_row(scale: Scale, clocks) -> Result | None:
     """Steps a second of teachers side by side, as many as a run trains."""
     steps, batch = scale.teacher
-    module = models.build(
-        "convnet", num_classes=unroll.CLASSES, width=scale.width, depth=3
-    )
+    module = _network(scale)
     networks = parallel.networks_at_once() * parallel.device_count()
-    images, labels = _images(4 * batch)
+    images, labels = _images(scale, 4 * batch)
     one_hot = np.eye(unroll.CLASSES, dtype=np.float32)[labels]
     data = Batch(jnp.asarray(images), jnp.asarray(one_hot))
     recipe = training.Recipe(
@@ -336,12 +339,10 @@ def teacher_row(scale: Scale, clocks) -> Result | None:
 def evaluation_row(scale: Scale, clocks) -> Result | None:
     """Ten networks, trained on ten images and tested."""
     epochs, tests = scale.evaluation
-    module = models.build(
-        "convnet", num_classes=unroll.CLASSES, width=scale.width, depth=3
-    )
-    images, labels = _images(unroll.CLASSES)
+    module = _network(scale)
+    images, labels = _images(scale, unroll.CLASSES)
     sample = evaluate.stored(images, np.eye(10, dtype=np.float32)[labels])
-    test = Batch(*_images(tests))
+    test = Batch(*_images(scale, tests))
     recipe = training.Recipe(epochs, 256, 0.9, 5e-4, True, augment.parse(DSA))
 
     def run():
@@ -376,7 +377,7 @@ def times(scale: Scale, clock: Clock) -> Result:
     unrolls have what is left.
     """
     absent: list[str] = []
-    result: Result = {"width": scale.width, "unroll": [], "absent": absent}
+    result: Result = {"size": scale.network, "unroll": [], "absent": absent}
     result["torch"] = torch_device()[1] or "installed"
     per_image = 0.0
     pieces = [scale.unrolls[0], "teacher", "evaluation", *scale.unrolls[1:]]
@@ -408,167 +409,4 @@ def times(scale: Scale, clock: Clock) -> Result:
             # Five rounds with those before the timing; compiling takes as
             # long again at least, but not in proportion.
             per_image = 5 * sides / (steps * batch)
-    return result
-
-
-# Memory ----------------------------------------------------------------------
-
-
-def memory(scale: Scale, clock: Clock) -> Result:
-    """What an unroll of ten images needs, as J grows."""
-    device = jax.devices()[0]
-    absent: list[str] = []
-    rows: list[Result] = []
-    needed = 0.0
-    if (device.memory_stats() or {}).get("peak_bytes_in_use") is None:
-        absent.append(
-            "Peaks were not measured: this device counts none; XLA's plans "
-            "stand alone."
-        )
-    for steps in scale.lengths:
-        if why := clock.lacks(needed, f"J = {steps}"):
-            absent.append(why)
-            continue
-        size = scale.network | {"batch": 10}
-        with Watch() as watch:
-            program, arguments = made(tuple(size.items()), steps)
-            row = {"steps": steps, **(planned_bytes(program) or {})}
-            row["peak"] = _peak(program, arguments, device, steps, absent)
-        needed = watch.seconds
-        rows.append(row)
-    return {"width": scale.width, "rows": rows, "absent": absent}
-
-
-def _peak(program, arguments, device, steps, absent) -> int | None:
-    """Bytes at the peak of one call, beyond those that were held before; None
-    where the device counts none, or something before it had a higher peak."""
-    before = device.memory_stats() or {}
-    if before.get("peak_bytes_in_use") is None:
-        return None
-    jax.block_until_ready(program(*arguments))
-    after = device.memory_stats()["peak_bytes_in_use"]
-    if after <= before["peak_bytes_in_use"]:
-        absent.append(
-            f"J = {steps}: no peak, since something earlier in this process "
-            "(compiling counts) had a higher one"
-        )
-        return None
-    return after - before["bytes_in_use"]
-
-
-def device_bytes() -> int | None:
-    """What a program may have: of an accelerator the limit of JAX's own pool,
-    of a CPU the machine's memory; None where an accelerator does not tell."""
-    if on_cpu():
-        return files.memory()
-    return (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
-
-
-def update_bytes(scale: Scale, ipc: int, batch: int) -> dict[str, int] | None:
-    """XLA's plan of one whole update of IADD, compiled and not run.
-
-    Args:
-      scale: network, classes and J.
-      ipc: images per class.
-      batch: images of a student's step; 0 for all.
-    """
-    classes, width, steps, _ = scale.plan
-    module = models.build("convnet", num_classes=classes, width=width, depth=3)
-    settings = Iadd(ipc=ipc, inner_steps=steps, batch_size=batch)
-    count = ipc * classes
-    params = jax.eval_shape(
-        lambda: models.init_params(module, jax.random.key(0), (32, 32, 3))
-    )
-
-    def begin(images, labels, params):
-        variables = {
-            "images": images,
-            "labels": labels,
-            "learning_rate": jnp.zeros(()),
-            "importance": importance.init(settings.importance, params),
-        }
-        return iadd.IaddState(
-            step=jnp.zeros((), jnp.int32),
-            key=jax.random.key(0),
-            scale=jnp.ones(()),
-            opt_state=iadd.make_optimizer(settings).init(variables),
-            **variables,
-        )
-
-    state = jax.eval_shape(
-        begin,
-        jax.ShapeDtypeStruct((count, 32, 32, 3), jnp.float32),
-        jax.ShapeDtypeStruct((count, classes), jnp.float32),
-        params,
-    )
-    segments = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype),
-        Segment(params, params),
-    )
-    update = functools.partial(
-        iadd.update, apply_fn=training.apply_fn_of(module), settings=settings
-    )
-    return planned_bytes(compiled(update, state, segments, cpu=on_cpu()))
-
-
-def images(scale: Scale, clock: Clock) -> Result:
-    """The most images per class of CIFAR-100 whose update fits the device.
-
-    From the largest number down to the first that fits; a smaller number needs
-    no more. What time is left goes to the other numbers, for their bytes.
-    """
-    limit = device_bytes()
-    classes, width, steps, part = scale.plan
-    absent: list[str] = []
-    rows: list[Result] = []
-    result: Result = {
-        "classes": classes,
-        "width": width,
-        "steps": steps,
-        "limit": limit,
-        "rows": rows,
-        "largest": {},
-        "absent": absent,
-    }
-    if limit is None:
-        absent.append("This device does not tell how much memory it has.")
-        return result
-    needed = 0.0
-
-    def measure(name, batch, ipc) -> Result | str:
-        nonlocal needed
-        if why := clock.lacks(needed, f"{ipc} a class, batch {name}"):
-            return why
-        with Watch() as watch:
-            try:
-                plan = update_bytes(scale, ipc, batch)
-            except (RuntimeError, MemoryError) as error:
-                plan = {"failed": first_line(error)}
-        needed = watch.seconds
-        if plan is None:
-            return "This backend tells no plan of memory."
-        row = {"batch": name, "ipc": ipc, **plan}
-        row["fits"] = plan.get("total", limit + 1) <= limit
-        rows.append(row)
-        return row
-
-    batches = {"all": 0, str(part): part}
-    for name, batch in batches.items():
-        for ipc in reversed(scale.ipcs):
-            found = measure(name, batch, ipc)
-            if isinstance(found, str):
-                absent.append(f"{found} (so no largest number, batch {name})")
-                break
-            if found["fits"]:
-                result["largest"][name] = ipc
-                break
-        else:
-            result["largest"][name] = 0
-    for name, batch in batches.items():
-        for ipc in scale.ipcs:
-            if (name, ipc) in [(row["batch"], row["ipc"]) for row in rows]:
-                continue
-            if isinstance(measure(name, batch, ipc), str):
-                break
-    rows.sort(key=lambda row: (row["batch"], row["ipc"]))
     return result

@@ -22,18 +22,40 @@ and those behind it. Memory is first: a peak tells something only while no
 earlier part has had a higher one."""
 
 
+class Update(NamedTuple):
+    """The update whose memory is planned: of CIFAR-100 where nothing is cut.
+
+    Attributes:
+      classes: k.
+      width: of the ConvNet.
+      depth: of it.
+      side: of the images, in pixels.
+      steps: J.
+      batch: images of a step, beside all of them.
+    """
+
+    classes: int = 100
+    width: int = 128
+    depth: int = 3
+    side: int = 32
+    steps: int = 20
+    batch: int = 100
+
+
 class Scale(NamedTuple):
     """How large everything is.
 
     Attributes:
       name: "full", or what the cut version is called.
       width: of the ConvNet in all parts but ``images`` and ``cifar10``.
+      side: of the images there, in pixels.
+      depth: of the ConvNet there.
       unrolls: (J, images a step) that are timed.
       lengths: J whose memory is planned.
       teacher: (steps, images a step) of a teacher's epoch.
       evaluation: (epochs, test images) of ten networks.
-      plan: (classes, width, J, images a step) of the search for the largest
-        number of images per class.
+      plan: the update of the search for the largest number of images per
+        class; not cut for want of time, since it is only compiled.
       ipcs: among which is searched.
       stand_in: (training, test) images of each class of the made data set.
       size: of configs/cifar10.py.
@@ -46,11 +68,13 @@ class Scale(NamedTuple):
 
     name: str = "full"
     width: int = 128
+    side: int = 32
+    depth: int = 3
     unrolls: tuple[tuple[int, int], ...] = ((10, 10), (50, 10), (30, 100))
     lengths: tuple[int, ...] = (10, 20, 50, 100)
     teacher: tuple[int, int] = (50, 256)
     evaluation: tuple[int, int] = (1000, 10_000)
-    plan: tuple[int, int, int, int] = (100, 128, 20, 100)
+    plan: Update = Update()
     ipcs: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
     stand_in: tuple[int, int] = (5000, 1000)
     size: str = "full"
@@ -61,7 +85,9 @@ class Scale(NamedTuple):
     @property
     def network(self) -> dict[str, int]:
         """In the terms of ``unroll.SIZES``, but for the batch."""
-        return dict(side=32, channels=3, width=self.width, depth=3)
+        return dict(
+            side=self.side, channels=3, width=self.width, depth=self.depth
+        )
 
 
 def scale_of(platform: str, minutes: float) -> Scale:
@@ -82,6 +108,8 @@ def scale_of(platform: str, minutes: float) -> Scale:
     return Scale(
         "CPU, few minutes",
         width=16,
+        side=16,
+        depth=2,
         teacher=(4, 64),
         evaluation=(20, 200),
         stand_in=(100, 20),
@@ -195,23 +223,11 @@ def compiled(function: Callable[..., Any], *arguments: Any, cpu: bool) -> Any:
     lowered = jax.jit(function).lower(*arguments)
     if not cpu:
         return lowered.compile()
-    options: dict[str, Any] = {"xla_backend_optimization_level": 0}
+    options: dict[str, Any] = {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    }
     if metadata.version("jaxlib").startswith("0.10."):
         # Later ones do not know it, and stop at what they do not know.
         options["xla_cpu_use_fusion_emitters"] = False
     return lowered.compile(compiler_options=options)
-
-
-def planned_bytes(program: Any) -> dict[str, int] | None:
-    """What XLA's plan of memory says: "temp", and "total" with arguments and
-    results; None where the backend tells nothing."""
-    plan = program.memory_analysis()
-    if plan is None:
-        return None
-    total = (
-        plan.temp_size_in_bytes
-        + plan.argument_size_in_bytes
-        + plan.output_size_in_bytes
-        - plan.alias_size_in_bytes
-    )
-    return {"temp": plan.temp_size_in_bytes, "total": total}
