@@ -22,7 +22,7 @@ TINY = Scale(
     side=8,
     depth=1,
     unrolls=((2, 10),),
-    lengths=(2, 3),
+    lengths=(2,),
     teacher=(2, 8),
     evaluation=(2, 20),
     plan=Scale().plan._replace(
@@ -206,6 +206,7 @@ def test_whole_kit(tmp_path, monkeypatch):
     left to do but what --again asks for."""
     monkeypatch.setattr(kit, "scale_of", lambda *_: TINY)
     monkeypatch.setattr(cifar10, "IPCS", (1,))
+    monkeypatch.setattr(cifar10, "FORMS", {"default": "displacement"})
     path = tmp_path / "accelerator.json"
     asked = []
 
@@ -232,7 +233,7 @@ def test_whole_kit(tmp_path, monkeypatch):
         kit.measure(tmp_path, 10, list(SHARES))
     first = json.loads(path.read_text())["parts"]
     assert list(first) == list(SHARES)
-    assert [row["temp"] > 0 for row in first["memory"]["rows"]] == [True] * 2
+    assert [row["temp"] > 0 for row in first["memory"]["rows"]] == [True]
     assert first["times"]["unroll"][0]["jax"]["repeats"] >= 3
     assert first["times"]["teacher"]["per_second"] > 0
     assert first["times"]["evaluation"]["networks"] == 10
@@ -241,7 +242,7 @@ def test_whole_kit(tmp_path, monkeypatch):
     assert {row["updates"] for row in runs.values()} == {2}
     assert not first["cifar10"]["finished"]
     assert "stand-in" in first["cifar10"]["data"]
-    assert set(runs["ipc1-w1"]["looks"]) == {"0"}
+    assert set(runs["ipc1-default"]["looks"]) == {"0"}
 
     kit.measure(tmp_path, 10, list(SHARES))
     second = json.loads(path.read_text())["parts"]
