@@ -201,6 +201,12 @@ def test_another_machine_is_refused(tmp_path, monkeypatch):
         kit.measure(tmp_path, 1, ["memory"])
 
 
+def test_other_images_are_refused(tmp_path):
+    before = {"data": "a synthetic stand-in"}
+    with pytest.raises(InputError, match="--data_dir as before"):
+        cifar10.cifar10(TINY, Clock(9), tmp_path, "tfds", before)
+
+
 def test_whole_kit(tmp_path, monkeypatch):
     """A first call that stops at once, one that finishes, one with nothing
     left to do but what --again asks for."""

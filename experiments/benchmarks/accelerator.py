@@ -29,6 +29,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def machine() -> dict[str, Any]:
         "driver": driver() if device.platform == "gpu" else "",
         "runtime": " ".join(device.client.platform_version.split()),
         "jax": jax.__version__,
-        "jaxlib": jax.lib.__version__,
+        "jaxlib": metadata.version("jaxlib"),
         "ddjax": ddjax.__version__,
         "python": sys.version.split()[0],
     }

@@ -9,6 +9,7 @@ with its test scores and its page, stands beside it.
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 import statistics
 import time
@@ -25,7 +26,7 @@ from ddjax import files, metrics, parallel, trajectories
 from ddjax.runs import iadd as iadd_run
 from ddjax.runs import prepare, teachers, workdir
 from ddjax.settings import Importance, Settings
-from ddjax.types import Segment
+from ddjax.types import InputError, Segment
 
 Result = dict[str, Any]
 
@@ -163,16 +164,16 @@ def train_teachers(
     task: prepare.Task,
     folder: Path,
     clock: Clock,
-    before: Result,
+    decided: Path,
 ) -> Result:
     """As many as there is time for, one group at least, at most the config's.
 
-    The number is decided once: runs that have begun keep theirs.
+    The number is decided once, in a file: runs that have begun keep theirs,
+    even where the call that began them was killed.
     """
     most = settings.teacher.count
-    if count := before.get("count"):
-        teachers.train(settings.changed({"teacher.count": count}), task, folder)
-        return before
+    if decided.exists():
+        return json.loads(decided.read_text())
     group = parallel.networks_at_once() * parallel.device_count()
     count, spent = 0, []
     while count < most and (not spent or clock.left() > spent[-1]):
@@ -182,7 +183,7 @@ def train_teachers(
                 settings.changed({"teacher.count": count}), task, folder
             )
         spent.append(watch.seconds)
-    return {
+    found = {
         "count": count,
         "of": most,
         "epochs": settings.iadd.stored_epochs,
@@ -190,6 +191,9 @@ def train_teachers(
         # With compiling: as a run has it.
         "per_minute": 60 * count / sum(spent),
     }
+    decided.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(decided, found)
+    return found
 
 
 def cifar10(
@@ -209,7 +213,7 @@ def cifar10(
       before: what an earlier call has returned.
 
     Raises:
-      InputError: the data are missing.
+      InputError: the data are missing, or others than before.
     """
     before = before or {}
     name = "tfds" if data_dir else "standin-{}-{}".format(*scale.stand_in)
@@ -222,6 +226,12 @@ def cifar10(
         path = stand_in(out / f"cifar10-{name}.npz", scale)
         data = {"data.source": "npz", "data.data_dir": str(path)}
         told = "a synthetic stand-in of CIFAR-10's shape, not CIFAR-10"
+    if before.get("data", told) != told:
+        raise InputError(
+            f"{out} holds runs on {before['data']}: give --data_dir as before, "
+            "or name another --out"
+        )
+    runs = out / f"cifar10-{scale.size}-{name}"
     absent: list[str] = []
     result: Result = {
         "data": told,
@@ -258,22 +268,22 @@ def cifar10(
                     task,
                     shared.teachers,
                     own,
-                    before.get("teachers", {}).get(str(ipc), {}),
+                    runs / f"teachers-ipc{ipc}.json",
                 )
                 left = clock.left() / (len(pieces) - number)
             fields |= {"teacher.count": result["teachers"][str(ipc)]["count"]}
-            folder = out / f"cifar10-{scale.size}-{name}" / key
-            told = command(scale, ipc, fields, folder, shared)
+            folder = runs / key
+            line = command(scale, ipc, fields, folder, shared)
             row = advance(
                 settings_of(scale, ipc, fields),
                 task,
                 folder,
                 shared,
                 (Clock(left), clock),
-                told,
+                line,
             )
             needed = max(needed, row.pop("setup"))
-            row |= {"ipc": ipc, "form": FORMS[form], "command": told}
+            row |= {"ipc": ipc, "form": FORMS[form], "command": line}
             if row["updates"]:
                 result["runs"][key] = row
             else:
