@@ -38,7 +38,7 @@ TINY = Scale(
         "teacher.count": 2,
         "teacher.epochs": 3,
         "teacher.augment": "none",
-        "iadd.iterations": 4,
+        "iadd.iterations": 6,
         "iadd.inner_steps": 2,
         "iadd.augment": "none",
         "iadd.learning_rate_step": 0.0,
@@ -245,7 +245,8 @@ def test_whole_kit(tmp_path, monkeypatch):
     assert first["times"]["evaluation"]["networks"] == 10
     assert first["images"]["largest"] == {"all": 2, "2": 2}
     runs = first["cifar10"]["runs"]
-    assert {row["updates"] for row in runs.values()} == {2}
+    assert {row["updates"] for row in runs.values()} == {4}
+    assert all(row["per_second"] > 0 for row in runs.values())
     assert not first["cifar10"]["finished"]
     assert "stand-in" in first["cifar10"]["data"]
     assert set(runs["ipc1-default"]["looks"]) == {"0"}
@@ -255,8 +256,8 @@ def test_whole_kit(tmp_path, monkeypatch):
     assert asked == [part for part in SHARES if part != "cifar10"]
     assert second["times"] == first["times"]
     runs = second["cifar10"]["runs"]
-    assert {row["updates"] for row in runs.values()} == {4}
-    assert set(runs["ipc1-default"]["looks"]) == {"0", "4"}
+    assert {row["updates"] for row in runs.values()} == {6}
+    assert set(runs["ipc1-default"]["looks"]) == {"0", "6"}
     assert second["cifar10"]["teachers"] == first["cifar10"]["teachers"]
     assert second["cifar10"]["finished"]
     page = tmp_path / "accelerator.html"
