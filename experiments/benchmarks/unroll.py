@@ -24,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class Placement(NamedTuple):
 
     channels_last: bool = False
     compiled: bool = False
-    device: str = "cpu"
+    device: Any = "cpu"
 
     def put(self, array):
         """A NumPy array, [n c h w] where it has four axes, as a tensor."""
