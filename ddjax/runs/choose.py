@@ -28,7 +28,7 @@ CHOICES = ("random", "centres", "moments")
 _TIMES = 50  # as many images are made as are kept
 _MOST_VALUES = 1 << 28  # of the images made at a time, 1 GiB
 _GROUPS = 10_000
-_GROUPS_AT_ONCE = 200
+_GROUP_VALUES = 1 << 24  # of the features of the groups looked at together
 
 
 def check(how: str) -> None:
@@ -85,10 +85,13 @@ def moments(real: Any, made: Any, count: int, seed: int = 0) -> np.ndarray:
     wanted = _moments(real[None])[0]
     rng = np.random.default_rng(seed)
     best, chosen = np.inf, None
-    for _ in range(_GROUPS // _GROUPS_AT_ONCE):
-        groups = rng.random((_GROUPS_AT_ONCE, len(made))).argpartition(
-            count - 1, 1
-        )[:, :count]
+    each = max(len(made), count * scaled.shape[1])
+    together = min(200, max(1, _GROUP_VALUES // each))
+    for begin in range(0, _GROUPS, together):
+        some = min(together, _GROUPS - begin)
+        # Row by row the same draws, however many are looked at together.
+        draws = rng.random((some, len(made)))
+        groups = draws.argpartition(count - 1, 1)[:, :count]
         costs = np.square(_moments(scaled[groups]) - wanted).mean((1, 2))
         if costs.min() < best:
             best, chosen = costs.min(), groups[costs.argmin()]
