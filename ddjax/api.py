@@ -113,7 +113,7 @@ def distill(
             name = name_of(method, Path(what).stem, suffix)
             _store(arrays, Path(what))
         folder = Path(workdir).expanduser() if workdir else root / name
-        shared = Shared(*(root / path.name for path in Shared()))
+        shared = Shared.below(root)
         flat = settings.flat()
         command = _command(
             method,
@@ -361,13 +361,12 @@ class Run:
                 f"{self.path} holds images and no generator: distil with "
                 'method="d2m" for one'
             )
-        runs = self.path.parent
         return generate.images_of(
             self._generator,
             np.asarray(labels),
             seed,
             choose,
-            Shared(*(runs / path.name for path in Shared())),
+            Shared.below(self.path.parent),
         )
 
     def show(self) -> Image.Image:

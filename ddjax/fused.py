@@ -3,7 +3,7 @@
 Between its convolutions a ConvNet is bound by memory: each elementwise step
 reads and writes whole feature maps, and automatic differentiation, twice over,
 makes dozens of such steps of three. Written by hand, the value, its gradient
-and the gradient's own derivative need two sweeps over the features each, and
+and the gradient's own derivative need a few sweeps over the features each, and
 everything else happens on pooled arrays, a quarter as large.
 """
 

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
+from small import door
 
 from ddjax.runs import compiled
 
@@ -79,6 +81,25 @@ def test_a_folder_that_cannot_be_made_is_done_without(tmp_path):
     (tmp_path / "file").write_text("")
     (value, folder), said = second_process(tmp_path / "file" / "below")
     assert (value, folder, said) == ("7.0", "None", "")
+
+
+@pytest.mark.parametrize(
+    "flag, kept",
+    [
+        ([], [None]),
+        (["--compiled=there"], [Path("there")]),
+        (["--compiled=none"], []),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
+def test_scripts_keep_programs_unless_told_not_to(monkeypatch, flag, kept):
+    asked = []
+    monkeypatch.setattr(compiled, "keep", asked.append)
+    launch = door("launch")
+    launch.asked(
+        ["iadd.py", f"--config={launch.ROOT / 'configs/tiny.py'}", *flag]
+    )
+    assert asked == kept
 
 
 def test_tests_keep_nothing():

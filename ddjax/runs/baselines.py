@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -102,24 +103,35 @@ def features(params: Params, task: Task, members: np.ndarray) -> np.ndarray:
       [n d] float32: the last feature map, flattened or averaged over
       positions as the network does it.
     """
+    return seen(params, task, task.splits.train.images, members)[1]
+
+
+def seen(
+    params: Params, task: Task, images: Any, members: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """[n k] logits of images, and [n d] features as ``features`` has them.
+
+    Args:
+      params: of the task's network.
+      task: data and network.
+      images: pixels [.. h w c], in memory or on disk.
+      members: [n] indices of them.
+    """
     parts = []
     for begin in range(0, len(members), _AT_ONCE):
         some = members[begin : begin + _AT_ONCE]
         # All parts are of one size, for which the network is compiled once.
         filled = np.resize(some, _AT_ONCE)
-        _, found = seen(
-            params,
-            task.splits.train.images[filled],
-            task.preprocessing,
-            module=task.module,
+        found = _seen(
+            params, images[filled], task.preprocessing, module=task.module
         )
-        parts.append(np.asarray(found)[: len(some)])
-    return np.concatenate(parts)
+        parts.append([np.asarray(part)[: len(some)] for part in found])
+    logits, points = (np.concatenate(part) for part in zip(*parts))
+    return logits, points
 
 
 @functools.partial(jax.jit, static_argnames="module")
-def seen(params, images, preprocessing, *, module):
-    """[n k] logits of images, and [n d] what the head sees of them."""
+def _seen(params, images, preprocessing, *, module):
     inputs = preprocess.apply(preprocessing, images)
     logits, out = training.apply_fn_of(module)(params, inputs)
     last = out[max(out)]

@@ -9,7 +9,6 @@ what it sees in the real images. Nothing is trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -113,6 +112,9 @@ def _moments(groups: np.ndarray) -> np.ndarray:
     )
 
 
+_WAYS = {"centres": centres, "moments": moments}
+
+
 class Chooser:
     """Chooses among a generator's images by the real ones of a task."""
 
@@ -176,14 +178,13 @@ class Chooser:
                 np.full(many, label, np.int32),
             )
         )
-        logits, features = self._look_at(pixels)
+        logits, features = baselines.seen(
+            self._params, self._task, pixels, np.arange(many)
+        )
         understood = np.flatnonzero(logits.argmax(1) == label)
         if len(understood) < count:
             understood = np.arange(many)
-        choice: Callable[..., np.ndarray] = {
-            "centres": centres,
-            "moments": moments,
-        }[self._how]
+        choice = _WAYS[self._how]
         return pixels[understood[choice(real, features[understood], count)]]
 
     def _real_features(self, label):
@@ -193,17 +194,3 @@ class Chooser:
                 self._params, self._task, np.flatnonzero(train.labels == label)
             )
         return self._real[label]
-
-    def _look_at(self, pixels):
-        parts = []
-        for begin in range(0, len(pixels), protocols.AT_ONCE):
-            some = pixels[begin : begin + protocols.AT_ONCE]
-            filled = np.resize(some, (protocols.AT_ONCE, *some.shape[1:]))
-            found = baselines.seen(
-                self._params,
-                filled,
-                self._task.preprocessing,
-                module=self._task.module,
-            )
-            parts.append([np.asarray(part)[: len(some)] for part in found])
-        return [np.concatenate(part) for part in zip(*parts)]

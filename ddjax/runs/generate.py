@@ -51,7 +51,6 @@ def run(
       InputError: the generator, a class or a number is not there, or the
         folder holds something else, or there is nothing to choose by.
     """
-    choices.check(choose)
     found = artifact.find_generator(generator)
     names = found.metadata["class_names"]
     chosen = classes_of(classes, names)

@@ -99,7 +99,7 @@ def stored_score(
     ipc: int,
     count: int,
     *,
-    make_images: MakeImages | None = None,
+    make_images: MakeImages = drawn_images,
     **how: Any,
 ) -> evaluate.EvalResult:
     """The stored protocol: images drawn once, the same in every epoch.
@@ -119,7 +119,6 @@ def stored_score(
     """
     k = found.apply.module.num_classes
     labels = balanced_labels(k, ipc)
-    make_images = make_images or drawn_images
 
     def drawn(key):
         pixels = make_images(found, params, labels, key)

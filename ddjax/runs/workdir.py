@@ -57,6 +57,11 @@ class Shared(NamedTuple):
     data: Path = Path("runs/data")
     generators: Path = Path("runs/generators")
 
+    @classmethod
+    def below(cls, root: Path) -> Shared:
+        """With the folders of these names in ``root``."""
+        return cls(*(root / path.name for path in cls()))
+
 
 def name_of(what: str, config: str, argument: str = "") -> str:
     """A run's folder where none is named, below ``runs``.

@@ -27,7 +27,6 @@ from ddjax import (
     iadd,
     importance,
     losses,
-    models,
     parallel,
     training,
     trajectories,
@@ -73,12 +72,7 @@ def segment_gradient(size, steps, student=None):
       first two; those arguments in float32).
     """
     start, target, images, labels = unroll.problem(size, steps)
-    module = models.build(
-        "convnet",
-        num_classes=unroll.CLASSES,
-        width=size["width"],
-        depth=size["depth"],
-    )
+    module = unroll.network(size)
     settings = Iadd(inner_steps=steps, augment="none")
     one_hot = np.eye(unroll.CLASSES)[labels]
 
@@ -284,15 +278,6 @@ def unroll_row(size, steps, clocks, absent: list[str]) -> Result | None:
     return row
 
 
-def _network(scale: Scale) -> Any:
-    return models.build(
-        "convnet",
-        num_classes=unroll.CLASSES,
-        width=scale.width,
-        depth=scale.depth,
-    )
-
-
 def _images(scale: Scale, count: int) -> tuple[np.ndarray, np.ndarray]:
     shape = (count, scale.side, scale.side, 3)
     images = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
@@ -302,7 +287,7 @@ def _images(scale: Scale, count: int) -> tuple[np.ndarray, np.ndarray]:
 def teacher_row(scale: Scale, clocks) -> Result | None:
     """Steps a second of teachers side by side, as many as a run trains."""
     steps, batch = scale.teacher
-    module = _network(scale)
+    module = unroll.network(scale.network)
     networks = parallel.networks_at_once() * parallel.device_count()
     images, labels = _images(scale, 4 * batch)
     one_hot = np.eye(unroll.CLASSES, dtype=np.float32)[labels]
@@ -340,7 +325,7 @@ def teacher_row(scale: Scale, clocks) -> Result | None:
 def evaluation_row(scale: Scale, clocks) -> Result | None:
     """Ten networks, trained on ten images and tested."""
     epochs, tests = scale.evaluation
-    module = _network(scale)
+    module = unroll.network(scale.network)
     images, labels = _images(scale, unroll.CLASSES)
     sample = evaluate.stored(images, np.eye(10, dtype=np.float32)[labels])
     test = Batch(*_images(scale, tests))

@@ -49,7 +49,7 @@ def study(args):
     """Measures what is missing, and prints the table."""
     folder = args.out / f"choose-{args.data}-{args.iterations}-ipc{args.ipc}"
     folder.mkdir(parents=True, exist_ok=True)
-    shared = Shared(*(args.shared / path.name for path in Shared()))
+    shared = Shared.below(args.shared)
     for seed in range(args.seeds):
         path = folder / f"{seed}.json"
         if not path.exists():

@@ -85,11 +85,7 @@ def study(args):
     """Measures what is missing, and prints the table."""
     folder = args.out / args.data
     folder.mkdir(parents=True, exist_ok=True)
-    shared = Shared(
-        args.shared / "teachers",
-        args.shared / "data",
-        args.shared / "generators",
-    )
+    shared = Shared.below(args.shared)
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for name, fields in VARIANTS[args.variants].items():
             settings = settings_of(args.data, args.data_dir).changed(fields)

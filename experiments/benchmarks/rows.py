@@ -128,17 +128,6 @@ def unroll_row(title, steps, **size):
 # --- The network of plain training ------------------------------------------
 
 
-def our_convnet(size):
-    from ddjax import models
-
-    return models.build(
-        "convnet",
-        num_classes=unroll.CLASSES,
-        width=size["width"],
-        depth=size["depth"],
-    )
-
-
 def torch_module(size, params, place):
     """The ConvNet as its users write it, from our parameters.
 
@@ -208,29 +197,15 @@ def teacher_order(size):
 def teacher_ours(size):
     import jax
     import jax.numpy as jnp
+    import training as benchmark
 
     from ddjax import training
     from ddjax.types import Batch
 
     start, images, labels = teacher_problem(size)
-    module = our_convnet(size)
     recipe = training.Recipe(epochs=1, batch_size=size["batch"])
-    optimizer = training.sgd(recipe, RATE, TEACHER_STEPS)
+    train = benchmark.trainer(size, recipe, TEACHER_STEPS)
     data = Batch(images, np.eye(unroll.CLASSES, dtype=np.float32)[labels])
-    keys = jax.random.split(jax.random.key(0), 1)
-
-    @jax.jit
-    def train(params, data):
-        return training.train_epochs(
-            training.supervised_loss(training.apply_fn_of(module)),
-            optimizer,
-            params,
-            optimizer.init(params),
-            lambda key: data,
-            keys,
-            batch_size=size["batch"],
-        )
-
     arguments = jax.device_put((start, jax.tree.map(jnp.asarray, data)))
 
     def run():
@@ -310,7 +285,7 @@ def evaluation_ours(size):
     from ddjax.types import Batch
 
     _, images, labels, test_images, test_labels = evaluation_problem(size)
-    module, eye = our_convnet(size), np.eye(unroll.CLASSES, dtype=np.float32)
+    module, eye = unroll.network(size), np.eye(unroll.CLASSES, dtype=np.float32)
     recipe = training.Recipe(
         epochs=EPOCHS,
         batch_size=size["batch"],
@@ -355,7 +330,7 @@ def evaluation_starts(size, shape):
 
     from ddjax import models
 
-    module = our_convnet(size)
+    module = unroll.network(size)
     return [
         jax.tree.map(np.asarray, models.init_params(module, key, shape))
         for key, _ in evaluation_keys()

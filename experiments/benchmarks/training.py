@@ -31,23 +31,29 @@ def jax_side(size):
     import jax
     import jax.numpy as jnp
 
-    from ddjax import models, training
+    from ddjax import training
     from ddjax.types import Batch
 
     start, _, images, labels = unroll.problem(size, STEPS)
-    module = models.build(
-        "convnet",
-        num_classes=unroll.CLASSES,
-        width=size["width"],
-        depth=size["depth"],
-    )
     recipe = training.Recipe(epochs=STEPS, batch_size=size["batch"])
-    optimizer = training.sgd(recipe, RATE, STEPS)
     data = Batch(
         jnp.asarray(images),
         jnp.eye(unroll.CLASSES, dtype=jnp.float32)[labels],
     )
-    keys = jax.random.split(jax.random.key(0), STEPS)
+    train = trainer(size, recipe, STEPS)
+    return lambda: np.asarray(
+        jax.block_until_ready(train(start, data)[0])["head"]["bias"]
+    )
+
+
+def trainer(size, recipe, steps):
+    """Our function of (parameters, Batch), for so many steps in all."""
+    import jax
+
+    from ddjax import training
+
+    module, optimizer = unroll.network(size), training.sgd(recipe, RATE, steps)
+    keys = jax.random.split(jax.random.key(0), recipe.epochs)
 
     @jax.jit
     def train(params, data):
@@ -59,11 +65,9 @@ def jax_side(size):
             lambda key: data,
             keys,
             batch_size=size["batch"],
-        )[0]
+        )
 
-    return lambda: np.asarray(
-        jax.block_until_ready(train(start, data))["head"]["bias"]
-    )
+    return train
 
 
 def torch_side(size):

@@ -112,27 +112,34 @@ def problem(size, steps):
     return start, target, images.astype(np.float32), labels
 
 
-def jax_side(size, steps):
-    """A function of nothing that returns (loss, image gradient)."""
-    import jax
-    import jax.numpy as jnp
+def network(size):
+    """Our ConvNet of a size."""
+    from ddjax import models
 
-    from ddjax import losses, models, unroll
-
-    start, target, images, labels = problem(size, steps)
-    network = models.build(
+    return models.build(
         "convnet",
         num_classes=CLASSES,
         width=size["width"],
         depth=size["depth"],
     )
+
+
+def jax_side(size, steps):
+    """A function of nothing that returns (loss, image gradient)."""
+    import jax
+    import jax.numpy as jnp
+
+    from ddjax import losses, unroll
+
+    start, target, images, labels = problem(size, steps)
+    module = network(size)
     one_hot = jnp.asarray(np.eye(CLASSES, dtype=np.float32)[labels])
     order = jnp.tile(jnp.arange(size["batch"]), (steps, 1))
     keys = jax.random.split(jax.random.key(0), steps)
 
     def segment_loss(images, learning_rate, start, target):
         def loss_fn(params, batch, key):
-            logits, _ = network.apply({"params": params}, images[batch])
+            logits, _ = module.apply({"params": params}, images[batch])
             return losses.cross_entropy(logits, one_hot[batch])
 
         student, _ = unroll.sgd_unroll(
