@@ -489,8 +489,12 @@ class Gan(_Part):
         "DSA groups joined by _, one after another, or none",
         _passing(augment.parse),
     )
-    looks: int = _field(
-        8, "times that samples are kept and measured", _at_least(1)
+    looks: int = _field(8, "times that samples are kept", _at_least(1))
+    patience: int = _field(
+        0,
+        "looks without a better held-out score after which it ends; 0: it "
+        "makes all updates, and keeps the last state",
+        _not_negative,
     )
 
     def _check_together(self) -> None:

@@ -11,7 +11,7 @@ from small import D2M
 import ddjax
 from ddjax import artifact, evaluate, parallel
 from ddjax.data import classes
-from ddjax.runs import d2m, gan, generate, prepare, protocols
+from ddjax.runs import d2m, gan, generate, prepare, protocols, scores
 from ddjax.runs.workdir import Shared
 from ddjax.settings import Settings
 from ddjax.types import InputError
@@ -117,6 +117,56 @@ def test_states_are_selected_without_the_test_images(first, task):
         [held_out] * 4 + [test]
     )
     assert {n for n, given in found[4:] if given < whole} == {test}
+
+
+def test_pre_training_ends_where_no_look_is_better(runs, monkeypatch):
+    scored = iter([0.4, 0.6, 0.5, 0.55, 0.55])
+
+    def score(*_):
+        value = np.array([next(scored)])
+        return evaluate.summarise(value, np.tile(value, (1, 10)))
+
+    monkeypatch.setattr(gan, "classification_accuracy", score)
+    shared = runs[2]
+    settings = DIGITS.changed({"gan.looks": 6, "gan.patience": 1})
+    task = prepare.task(DIGITS.data, DIGITS.model, 0, shared.data)
+    made = gan.train(settings, task, shared)
+
+    def result():
+        found = json.loads((made / "quality.json").read_text())
+        return found, artifact.load_generator(made / "generator.npz")
+
+    quality, generator = result()
+    assert quality["selected_step"] == 2 and quality["cut"] is False
+    assert quality["classification_accuracy"] == [0.55]
+    assert [int(p.stem) for p in sorted(made.glob("samples/*"))] == [1, 2, 3]
+    best = artifact.load_generator(made / "looks" / "0000002.npz")
+    jax.tree.map(np.testing.assert_array_equal, generator.params, best.params)
+    # Killed before it was concluded, it ends there again.
+    for name in ("report.html", "quality.json", "generator.npz"):
+        (made / name).unlink()
+    assert gan.train(settings, task, shared) == made
+    again, other = result()
+    assert again == quality
+    jax.tree.map(np.testing.assert_array_equal, generator.params, other.params)
+    assert len(list(made.glob("samples/*"))) == 3
+    # Where updates have run out first, it counts as cut.
+    rows = (made / "metrics.jsonl").read_text().splitlines()
+    kept = [row for row in rows if json.loads(row)["step"] < 3]
+    (made / "metrics.jsonl").write_text("\n".join(kept) + "\n")
+    assert gan.selected(settings, made) == (2, True)
+
+
+def test_what_was_before_distillation_can_be_selected(tmp_path):
+    rows = [(0, 0.7), (4, 0.6), (8, 0.7)]
+    lines = [
+        json.dumps({"step": step, "held_out_accuracy": value})
+        for step, value in rows
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    found = scores.select(tmp_path, "accuracy", from_start=True)
+    assert found == (0, [4, 8])
+    assert scores.select(tmp_path, "accuracy") == (8, [4, 8])
 
 
 def test_a_finished_run_says_so(first, runs, capsys):

@@ -349,9 +349,14 @@ def conclude(
     given: artifact.GeneratorArtifact,
     teachers_folder: Path,
 ) -> None:
-    """Everything after the last update; what is selected is selected before
-    the test set is looked at."""
-    selected, _ = scores.select(folder, settings.evaluate.metric)
+    """Everything after the last update.
+
+    What is selected is selected before the test set is looked at; the
+    generator before distillation is among it.
+    """
+    selected, _ = scores.select(
+        folder, settings.evaluate.metric, from_start=True
+    )
     found = artifact.load_generator(_look_path(folder, selected))
     table = final_scores(settings, task, given, found, teachers_folder)
     artifact.save_generator(
@@ -376,6 +381,11 @@ def conclude(
     _keep_samples(settings.seed, folder, task, given, found)
     page.write_page(folder)
     scores.print_table(table, settings.evaluate.metric)
+    if not selected:
+        print(
+            "distilling gained nothing on held-out images: the generator is "
+            "the pre-trained one"
+        )
     print(
         f"the generator has as many numbers as {found.size_in_images:.1f} "
         "images of the data set"

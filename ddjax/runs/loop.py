@@ -75,6 +75,7 @@ def run(
     detail: Callable[[State, Any], Row] = lambda state, drawn: {},
     looks: Collection[int] = (),
     look: Callable[[State, int], Row | None] = lambda state, step: None,
+    enough: Callable[[int], bool] = lambda step: False,
     place: Callable[[State], State] = lambda state: state,
     recover: Callable[[State], State | None] = lambda state: None,
     unit: str = "update",
@@ -98,6 +99,8 @@ def run(
       looks: numbers of updates after which ``look`` is called; 0 is before
         the first.
       look: (state, updates so far) -> what to write into metrics.jsonl.
+      enough: whether the run ends with this look, by what is kept of looks
+        up to it, so that a run that goes on decides the same.
       place: puts a state where ``update`` wants it.
       recover: what to go on with from the last good state, which is that of
         the last checkpoint or of the beginning, after the guard has found
@@ -136,7 +139,7 @@ def run(
     bar = bar or progress(name, last, unit=unit, initial=step)
     spent, since = 0.0, step
     try:
-        while step < last:
+        while step < last and not (step in looks and enough(step)):
             begin = time.perf_counter()
             drawn = draw(step)
             after, row = update(state, drawn)

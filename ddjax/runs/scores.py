@@ -28,6 +28,7 @@ __all__ = [
     "given_real",
     "held_out",
     "line",
+    "looked_at",
     "print_table",
     "random_real",
     "recipe_of",
@@ -89,34 +90,44 @@ def held_out_row(score: evaluate.EvalResult) -> dict[str, float]:
     return row
 
 
-def select(workdir: Path, metric: str) -> tuple[int, list[int]]:
+def select(
+    workdir: Path, metric: str, *, from_start: bool = False
+) -> tuple[int, list[int]]:
     """The state that is best on held-out images, by metrics.jsonl.
 
-    Step 0 is what the run started from, and not among them. The earliest of
-    equals is taken: later updates bought nothing that was seen.
+    The earliest of equals is taken: later updates bought nothing that was
+    seen.
 
     Args:
       workdir: of the run.
       metric: one of ``METRICS``.
+      from_start: whether what the run started from, step 0, is among them.
 
     Returns:
-      (its step, the steps of all looks but the first, in order).
+      (its step, the steps of all looks but that at 0, in order).
 
     Raises:
       InputError: no look is recorded.
     """
-    field = f"held_out_{metric}"
-    looks = {
-        row["step"]: row[field]
-        for row in metrics.read(workdir / "metrics.jsonl")
-        if field in row and row["step"]
-    }
-    if not looks:
+    looks = looked_at(workdir, metric)
+    steps = sorted(looks.keys() - {0})
+    if not steps:
         raise InputError(
             f"{workdir / 'metrics.jsonl'} has lost its lines: remove {workdir} "
             "and run the same command to start again"
         )
-    return max(sorted(looks), key=looks.get), sorted(looks)
+    among = sorted(looks) if from_start else steps
+    return max(among, key=looks.get), steps
+
+
+def looked_at(workdir: Path, metric: str) -> dict[int, float]:
+    """{step: score on held-out images} of a run's metrics.jsonl."""
+    field = f"held_out_{metric}"
+    return {
+        row["step"]: row[field]
+        for row in metrics.read(workdir / "metrics.jsonl")
+        if field in row
+    }
 
 
 # Rows of the table -----------------------------------------------------------
