@@ -28,6 +28,7 @@ from ddjax.types import InputError
 __all__ = [
     "agreed",
     "alone",
+    "barrier",
     "broadcast",
     "connect",
     "count",
@@ -36,15 +37,18 @@ __all__ = [
     "gather",
     "index",
     "leave",
+    "lost",
     "meet",
     "writes",
 ]
 
 _HEARTBEAT = 20  # seconds without a sign of life, after which a process is dead
 _MEETING = 300  # seconds that the first process waits for the last to start
+_TOGETHER = 24 * 3600  # seconds that the fastest waits for the slowest
 _LEAVING = 5  # seconds for all to stop for the same reason
 
 _number = itertools.count()  # of what process 0 has said; the same everywhere
+_barrier = itertools.count()
 _processes, _process = 1, 0
 _alone = False
 _watcher: subprocess.Popen | None = None
@@ -126,6 +130,19 @@ def _members(coordinator, processes, process):
     }
 
 
+def lost(error: Exception) -> str:
+    """What to tell of a computation over all processes that has failed."""
+    cause = str(error).partition("\n")[0][:200]
+    return (
+        f"error: process {index()} of {_processes} could not go on, most "
+        f"likely because another one died ({cause}): {_AGAIN}"
+    )
+
+
+_AGAIN = (
+    "start all of them again with the same commands, the run goes on from its "
+    "last checkpoint"
+)
 # Left alone by what ends this process, JAX's abort and SIGKILL included.
 _LAST_WORD = "import sys; sys.stdin.read(1) or sys.stderr.write(sys.argv[1])"
 
@@ -138,8 +155,7 @@ def _watch() -> None:
     global _watcher
     sentence = (
         f"error: process {index()} of {_processes} was killed, or "
-        "stopped by JAX because another process died: start all of them again "
-        "with the same commands, the run goes on from its last checkpoint\n"
+        f"stopped by JAX because another process died: {_AGAIN}\n"
     )
     _watcher = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _LAST_WORD, sentence],
@@ -244,6 +260,18 @@ def meet() -> None:
     from_writer(lambda: None)
 
 
+def barrier() -> None:
+    """Where all processes wait for one another.
+
+    Before they sum or gather: Gloo, which does that between CPUs, gives up
+    when the last is half a minute later than the first.
+    """
+    if count() > 1:
+        distributed.global_state.client.wait_at_barrier(
+            f"ddjax/together/{next(_barrier)}", 1000 * _TOGETHER
+        )
+
+
 @contextlib.contextmanager
 def first() -> Iterator[None]:
     """Inside, process 0 comes first, and then the others at once.
@@ -276,6 +304,7 @@ def gather(tree: Any) -> Any:
         return tree
     leaves = [np.ascontiguousarray(leaf) for leaf in leaves]
     raw = [leaf.reshape(-1).view(np.uint8) for leaf in leaves]
+    barrier()
     rows = multihost_utils.process_allgather(
         np.concatenate(raw)[None], tiled=True
     )

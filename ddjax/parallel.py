@@ -102,12 +102,21 @@ def over_devices(
       update: of one device.
       devices: how many of all processes; by default all.
     """
+    everywhere = _everywhere(devices)
+    if hosts.count() > 1:
+        # They get to know each other now: compiling takes one longer than
+        # another.
+        hosts.barrier()
+        greet = jax.pmap(
+            lambda one: jax.lax.psum(one, AXIS), AXIS, devices=everywhere
+        )
+        jax.block_until_ready(greet(np.ones(len(_local(devices)))))
     return jax.pmap(
         functools.partial(update, axis_name=AXIS),
         axis_name=AXIS,
         in_axes=(None, 0),
         out_axes=None,
-        devices=_everywhere(devices),
+        devices=everywhere,
     )
 
 

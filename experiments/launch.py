@@ -19,6 +19,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -128,11 +129,15 @@ def refusing(action: Callable[[], None]) -> int:
     except loop.Terminated:
         code = 143
         said = "\nstopped by SIGTERM; the same command goes on from here"
-    except Exception:
-        if hosts.count() > 1:
+    except Exception as error:
+        if hosts.count() == 1:
+            raise
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            # What a sum over processes ends with when one of them has died.
+            print(hosts.lost(error), file=sys.stderr)
+        else:
             traceback.print_exc()
-            hosts.leave(1)
-        raise
+        hosts.leave(1, "another process has failed: its log tells why")
     if said and hosts.writes():
         print(said, file=sys.stderr)
     hosts.leave(code, said.removeprefix("error: ").strip())
