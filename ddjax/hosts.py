@@ -67,12 +67,13 @@ def connect(coordinator: str, processes: str, process: int | None) -> None:
     Raises:
       InputError: the flags do not go together, or the others are not there.
     """
+    members = _members(coordinator, processes, process)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # JAX would take SIGTERM for itself.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
-            **_members(coordinator, processes, process),
+            **members,
             initialization_timeout=_MEETING,
             heartbeat_timeout_seconds=_HEARTBEAT,
             shutdown_timeout_seconds=_HEARTBEAT,
