@@ -132,8 +132,11 @@ def refusing(action: Callable[[], None]) -> int:
     except Exception as error:
         if hosts.count() == 1:
             raise
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            # What a sum over processes ends with when one of them has died.
+        # A sum over processes ends so when one of them has died, and as a
+        # ValueError where the host waits for its result.
+        if isinstance(error, jax.errors.JaxRuntimeError) or (
+            "Gloo" in str(error) or "Gather failed" in str(error)
+        ):
             print(hosts.lost(error), file=sys.stderr)
         else:
             traceback.print_exc()
