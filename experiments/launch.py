@@ -143,6 +143,8 @@ def refusing(action: Callable[[], None]) -> int:
         hosts.leave(1, "another process has failed: its log tells why")
     if said and hosts.writes():
         print(said, file=sys.stderr)
+    elif code == 2:  # perhaps of this process alone
+        print(f"process {hosts.index()}: {said}", file=sys.stderr)
     hosts.leave(code, said.removeprefix("error: ").strip())
     return code
 
