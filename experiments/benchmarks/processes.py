@@ -40,7 +40,7 @@ FIELDS = {
     "evaluate.full_steps": 8,
     "log.every": 1,
 }
-_LIMIT = 500  # seconds
+_LIMIT = 1800  # seconds
 
 # Two sums over devices, behind products that take a while.
 _PINNED = """
