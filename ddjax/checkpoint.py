@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
+from ddjax import hosts
 from ddjax.types import InputError
 
 __all__ = ["Checkpoints"]
@@ -28,14 +30,30 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path):
-        """Opens a folder of checkpoints; made if need be."""
+        """Opens a folder of checkpoints; made if need be.
+
+        Of several processes, only the one that writes opens it.
+        """
         self.folder = Path(folder).resolve()
+        shared = {}
+        if hosts.count() > 1:
+            # Or Orbax would wait for processes that have nothing to do here.
+            self.folder.mkdir(exist_ok=True)
+            shared = {
+                "create": False,
+                "multiprocessing_options": ocp.options.MultiprocessingOptions(
+                    primary_host=0,
+                    active_processes={0},
+                    barrier_sync_key_prefix="writer",
+                ),
+            }
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=2,
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=False,
+                **shared,
             ),
         )
 
@@ -50,12 +68,24 @@ class Checkpoints:
             return "there is no checkpoint yet, but finished stages are kept"
         return f"the checkpoint of update {last} in {self.folder} is kept"
 
-    def save(self, step: int, state: Any) -> None:
+    def save(
+        self, step: int, state: Any, instead_of: int | None = None
+    ) -> None:
         """Writes a state; returns when it is on the disk.
+
+        Args:
+          step: of the state.
+          state: a pytree of arrays and typed keys.
+          instead_of: the step of a checkpoint that is then not needed.
 
         Raises:
           OSError: the disk is full or cannot be written.
         """
+        if instead_of in self._manager.all_steps():
+            self._manager.delete(instead_of)
+        if hosts.count() > 1:
+            # Orbax takes arrays of one process for parts of larger ones.
+            state = jax.tree.map(_as_numpy, state)
         try:
             self._manager.save(step, args=ocp.args.StandardSave(state))
         except ValueError as error:
@@ -67,7 +97,7 @@ class Checkpoints:
                 ) from None
             raise
 
-    def restore(self, like: Any) -> tuple[int, Any] | None:
+    def restore(self, like: Any, every: int = 1) -> tuple[int, Any] | None:
         """The latest state that can be read, or None.
 
         A checkpoint that cannot be read is removed, with a warning, once an
@@ -75,6 +105,7 @@ class Checkpoints:
 
         Args:
           like: a state of the same structure and shapes.
+          every: only checkpoints of multiples of it.
 
         Returns:
           (step, state) or None.
@@ -82,9 +113,15 @@ class Checkpoints:
         Raises:
           InputError: there are checkpoints, and none can be read.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        if hosts.count() > 1:
+            wanted = jax.tree.map(_as_numpy, like)
+        else:
+            wanted = like
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
         damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
+            if step % every:
+                continue
             try:
                 state = self._manager.restore(
                     step, args=ocp.args.StandardRestore(abstract)
@@ -100,8 +137,8 @@ class Checkpoints:
                     step,
                 )
                 self._manager.delete(bad)
-            return step, state
-        if damaged:
+            return step, jax.tree.map(_as_key, like, state)
+        if damaged and every == 1:
             raise InputError(
                 f"no checkpoint in {self.folder} can be read: remove that "
                 "folder and run the same command to start again"
@@ -111,3 +148,18 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for what is under way."""
         self._manager.close()
+
+
+def _is_key(leaf):
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _as_numpy(leaf):
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _as_key(like, leaf):
+    """Of several processes, keys are stored as the numbers they are made of."""
+    if _is_key(like) and not _is_key(leaf):
+        return jax.random.wrap_key_data(leaf)
+    return leaf

@@ -236,20 +236,24 @@ def _train_streamed(
     keys, stream, learning_rate, preprocessing, *, module, recipe
 ):
     """The same of networks one after another."""
-    trained = []
-    for key in keys:
-        init_key, train_key = jax.random.split(key)
-        params = training.train_streamed(
-            train_key,
-            models.init_params(module, init_key, stream.images.shape[1:]),
-            stream,
-            learning_rate,
-            module=module,
-            recipe=recipe,
-            preprocessing=preprocessing,
-        )
-        trained.append(params)
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trained)
+
+    def train(keys):
+        trained = []
+        for key in keys:
+            init_key, train_key = jax.random.split(key)
+            params = training.train_streamed(
+                train_key,
+                models.init_params(module, init_key, stream.images.shape[1:]),
+                stream,
+                learning_rate,
+                module=module,
+                recipe=recipe,
+                preprocessing=preprocessing,
+            )
+            trained.append(params)
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trained)
+
+    return parallel.over_processes(train, keys)
 
 
 def _classes_of(module, test):

@@ -126,15 +126,18 @@ def advance(
     rate = jnp.asarray(learning_rate, jnp.float32)
     constant = recipe._replace(epochs=1, decay_at_half=False)
     if isinstance(data, training.Stream):
-        return training.stream_epochs(
-            carry,
-            epoch_keys[None],
-            data,
-            rate,
-            module=module,
-            recipe=constant,
-            num_steps=1,
-            preprocessing=preprocessing,
+        return parallel.over_processes(
+            lambda part: training.stream_epochs(
+                part[0],
+                part[1][None],
+                data,
+                rate,
+                module=module,
+                recipe=constant,
+                num_steps=1,
+                preprocessing=preprocessing,
+            ),
+            (carry, epoch_keys),
         )
     return parallel.spread_networks(
         _epoch,

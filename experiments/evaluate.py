@@ -15,8 +15,9 @@ import sys
 
 import launch
 
-from ddjax import artifact
+from ddjax import artifact, hosts
 from ddjax.runs import d2m, iadd, prepare, workdir
+from ddjax.types import InputError
 
 
 def run(asked: launch.Asked) -> None:
@@ -25,6 +26,10 @@ def run(asked: launch.Asked) -> None:
     chosen = workdir.as_run(asked.settings, folder)
     # Before the data: that it is missing is told at once.
     if (folder / "generator").is_dir():
+        if hosts.count() > 1:
+            raise InputError(
+                "a generator is tested in one process: leave out --processes"
+            )
         test_again = functools.partial(
             d2m.test_again, teachers_folder=asked.shared.teachers
         )
@@ -39,4 +44,4 @@ def run(asked: launch.Asked) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(launch.main(run, __doc__, planned=True))
+    sys.exit(launch.main(run, __doc__, planned=True, spread=True))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddjax import augment, evaluate, files, training
+from ddjax import augment, evaluate, files, hosts, training
 from ddjax.data import sources
 from ddjax.runs import scores
 from ddjax.runs.prepare import Task
@@ -140,16 +140,13 @@ def full_data(
     }
     digest = hashlib.sha256(json.dumps(shaped_by, sort_keys=True).encode())
     path = folder / f"full_data-{model}-{digest.hexdigest()[:12]}.json"
-    try:
-        found = json.loads(path.read_text())
+    found = hosts.from_writer(lambda: _stored(path))
+    if found is not None:
+        accuracy, recall, how = found
         return (
-            evaluate.summarise(
-                found["accuracy"], np.array(found["recall"], np.float64)
-            ),
-            {name: found[name] for name in ("steps", "learning_rate", "cut")},
+            evaluate.summarise(accuracy, np.array(recall, np.float64)),
+            how,
         )
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        pass  # not there, or damaged: it can be had again
     data, left = task.training_data(weights)
     count = len(data.images)
     if isinstance(data, Batch):
@@ -193,18 +190,33 @@ def full_data(
         # Where even the shortest training was shortened, noise hides a rise.
         "cut": length.cut or first * steps_of < FIRST_STEPS // 2,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(
-        path,
-        {
-            "accuracy": result.accuracy.tolist(),
-            "recall": [scores.without_nan(row) for row in result.recall],
-            **how,
-            "searched": searched,
-            "shaped_by": shaped_by,
-        },
-    )
+    if hosts.writes():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(
+            path,
+            {
+                "accuracy": result.accuracy.tolist(),
+                "recall": [scores.without_nan(row) for row in result.recall],
+                **how,
+                "searched": searched,
+                "shaped_by": shaped_by,
+            },
+        )
     return result, how
+
+
+def _stored(path: Path) -> tuple[Any, Any, dict[str, Any]] | None:
+    """(accuracies, recalls, the rest) of an earlier run."""
+    try:
+        found = json.loads(path.read_text())
+        np.array(found["recall"], np.float64)
+        return (
+            found["accuracy"],
+            found["recall"],
+            {name: found[name] for name in ("steps", "learning_rate", "cut")},
+        )
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None  # not there, or damaged: it can be had again
 
 
 def _bounds(part: Evaluate, steps_of: int) -> tuple[int, int | None]:

@@ -19,6 +19,7 @@ from ddjax import (
     artifact,
     evaluate,
     files,
+    hosts,
     iadd,
     parallel,
     training,
@@ -86,6 +87,11 @@ def run(
     initial = choose_initial(settings, task)
     asked, decided = settings, None
     if settings.minutes or plan_only:
+        if hosts.count() > 1:
+            raise InputError(
+                "minutes= and --plan measure one process: leave out "
+                "--processes, or minutes"
+            )
         decided = settings.minutes and workdir.planned(settings, folder)
         if decided:
             print("going on by the plan in config.json")
@@ -215,7 +221,8 @@ def distil(
             devices,
         )
 
-    (folder / "looks").mkdir(exist_ok=True)
+    if hosts.writes():
+        (folder / "looks").mkdir(exist_ok=True)
     return loop.run(
         iadd.init_state(
             jax.random.fold_in(key, _STATE),
@@ -371,8 +378,11 @@ def look(
         learning_rate=data.learning_rate,
         num_networks=settings.evaluate.look_networks,
     )
-    with files.atomic_write(folder / "looks" / f"{step:07d}.npz") as file:
-        np.savez(file, **{k: np.asarray(v) for k, v in data._asdict().items()})
+    if hosts.writes():
+        with files.atomic_write(folder / "looks" / f"{step:07d}.npz") as file:
+            np.savez(
+                file, **{k: np.asarray(v) for k, v in data._asdict().items()}
+            )
     return scores.held_out_row(score)
 
 
@@ -392,12 +402,16 @@ def conclude(
     teachers_folder: Path,
 ) -> None:
     """Everything after the last update; the one use of the test set."""
-    selected, looks = scores.select(folder, settings.evaluate.metric)
+    selected, looks = hosts.from_writer(
+        lambda: scores.select(folder, settings.evaluate.metric)
+    )
     chosen = _load_look(folder, selected)
     at_looks = {step: _load_look(folder, step) for step in looks}
     table = final_scores(
         settings, task, initial, at_looks, selected, store, teachers_folder
     )
+    if not hosts.writes():
+        return
     write_difference(settings, folder, task, store, state)
     names = task.splits.train.class_names
     pixels = functools.partial(preprocess.invert, task.preprocessing)

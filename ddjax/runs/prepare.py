@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddjax import models, training
+from ddjax import hosts, models, training
 from ddjax.data import cache, classes, preprocess, sources
 from ddjax.data.rows import Rows
 from ddjax.pages import data as data_page
@@ -195,18 +195,17 @@ def task(data: Data, model: Model, seed: int, folder: Path) -> Task:
       InputError: the data are missing or unfit, or the network does not fit
         the images.
     """
-    splits, _ = load(data, seed, folder)
-    module = _network(model, splits)
-    kept_in, name = None, data.preprocess
-    if name == "zca" or isinstance(splits.train.images, Rows):
-        found = sources.fingerprint(splits.train)[:12]
-        kept_in = folder / f"{name}-{found}.npz"
-    return Task(
-        splits,
-        preprocess.fit(name, splits.train.images, kept_in=kept_in),
-        model.name,
-        module,
-    )
+    with hosts.first():
+        splits, _ = load(data, seed, folder)
+        module = _network(model, splits)
+        kept_in, name = None, data.preprocess
+        if name == "zca" or isinstance(splits.train.images, Rows):
+            found = sources.fingerprint(splits.train)[:12]
+            kept_in = folder / f"{name}-{found}.npz"
+        preprocessing = preprocess.fit(
+            name, splits.train.images, kept_in=kept_in
+        )
+    return Task(splits, preprocessing, model.name, module)
 
 
 def with_model(task: Task, model: Model) -> Task:
@@ -246,7 +245,8 @@ def check_finished(settings: Settings, folder: Path, data: Path) -> None:
       InputError: its images are no longer the same.
     """
     try:
-        splits, _ = load(settings.data, settings.seed, data)
+        with hosts.first():
+            splits, _ = load(settings.data, settings.seed, data)
     except InputError:
         pass  # gone or unfit, but the run is there
     else:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddjax import augment, evaluate, metrics, training
+from ddjax import augment, evaluate, metrics, parallel, training
 from ddjax.runs.prepare import Task, as_input
 from ddjax.settings import METRICS, Evaluate, Settings
 from ddjax.types import Batch, InputError
@@ -224,11 +224,16 @@ def one_by_one(
       count: of the networks.
       **how: for ``score``.
     """
-    results = []
-    for network in range(count):
-        own = jax.random.fold_in(key, network)
-        results.append(score(own, sample_fn_of(own), num_networks=1, **how))
-    return evaluate.joined(results)
+
+    def some(networks):
+        results = []
+        for network in networks.tolist():
+            own = jax.random.fold_in(key, network)
+            results.append(score(own, sample_fn_of(own), num_networks=1, **how))
+        found = evaluate.joined(results)
+        return found.accuracy, found.recall
+
+    return evaluate.summarise(*parallel.over_processes(some, np.arange(count)))
 
 
 # The table in files and for people -------------------------------------------

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddjax import augment, parallel, training, trajectories
+from ddjax import augment, hosts, parallel, training, trajectories
 from ddjax.data import sources
 from ddjax.runs import loop
 from ddjax.runs.prepare import Task
@@ -144,11 +144,14 @@ def record(
         teacher is not finite; or a stream's labels and images do not belong
         together.
     """
-    recorder = trajectories.Recorder(folder, dtype=dtype, shaped_by=shaped_by)
+    with hosts.first():
+        recorder = trajectories.Recorder(
+            folder, dtype=dtype, shaped_by=shaped_by
+        )
     at_once = at_once or parallel.networks_at_once() * parallel.device_count()
     if not isinstance(data, training.Stream):
         data = Batch(jnp.asarray(data.images), jnp.asarray(data.labels))
-    missing = recorder.missing(count)
+    missing = hosts.from_writer(lambda: recorder.missing(count))
     bar = loop.progress(
         "teachers",
         count * recipe.epochs,
@@ -168,7 +171,9 @@ def record(
                 learning_rate=learning_rate,
                 preprocessing=preprocessing,
             )
-            recorder.write(group, snapshots)
+            if hosts.writes():
+                recorder.write(group, snapshots)
+    hosts.meet()
     return trajectories.Teachers(folder, count)
 
 
@@ -198,7 +203,7 @@ def _train_group(group, keys, data, module, bar, *, preprocessing, **how):
         guard=loop.finite(
             "look for NaN in the data, or lower teacher.learning_rate"
         ),
-        looks=range(how["recipe"].epochs + 1),
+        looks=range(how["recipe"].epochs + 1) if hosts.writes() else (),
         look=lambda carry, epoch: snapshots.append(
             jax.tree.map(np.asarray, carry[0])
         ),

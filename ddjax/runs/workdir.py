@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import filelock
 import jax
 
-from ddjax import files
+from ddjax import files, hosts
 from ddjax.data import sources
 from ddjax.settings import Settings
 from ddjax.types import InputError
@@ -254,6 +254,7 @@ def claimed(
 
     No other process may work there meanwhile. A run that stops inside before
     it has a checkpoint gives the folder back, and what it had written is gone.
+    Of several processes of one run, the one that writes does it for all.
 
     Args:
       settings: of the run.
@@ -267,6 +268,10 @@ def claimed(
       InputError: the folder is held by a run on other images, or another
         process works there, or it holds something else.
     """
+    if not hosts.writes():
+        hosts.meet()
+        yield
+        return
     data = check_same_data(workdir, splits)
     workdir.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(workdir / ".lock", blocking=False)
@@ -292,10 +297,11 @@ def claimed(
                     name: metadata.version(name)
                     for name in ("ddjax", "jax", "flax", "optax", "numpy")
                 },
-                "device": f"{jax.local_device_count()} x "
+                "device": f"{jax.device_count()} x "
                 f"{jax.devices()[0].device_kind}",
             },
         )
+        hosts.meet()
         yield
     except BaseException:
         if not _is_held(workdir) and _config_of(workdir) is not None:
