@@ -3,9 +3,11 @@
     png          one folder per class of 8-bit pictures
     npz          train_images [n h w c] uint8, train_labels [n]
     safetensors  images, labels, learning_rate and preprocess/* as they are
-    parquet      encoded pictures and labels as Hugging Face's datasets has them
-    pt           images_best.pt, labels_best.pt as MTT's code has them: [n c h w]
-                 float32 as networks see them, labels [n] or, if soft, [n k]
+    parquet      encoded pictures and labels, as Hugging Face's datasets has
+                 them
+    pt           images_best.pt, labels_best.pt as MTT's code has them:
+                 [n c h w] float32 as networks see them, labels [n] integers
+                 or, if soft, [n k] probabilities
 
 Beside them stand about.json, with what the form itself has no room for, and
 README.md, whose lines open the files. What a run's config says, such as the
@@ -278,13 +280,14 @@ def _pt(found: artifact.Artifact, folder: Path) -> None:
             "safetensors, which PyTorch reads too"
         ) from None
     inputs = np.asarray(preprocess.apply(found.preprocessing, found.images))
-    inputs = np.ascontiguousarray(inputs.transpose(0, 3, 1, 2), np.float32)
+    inputs = inputs.transpose(0, 3, 1, 2)
     labels = found.labels
     if not is_soft(labels):
         labels = labels.argmax(-1)
-    torch.save(torch.from_numpy(inputs), folder / "images_best.pt")
-    # A copy: a file's arrays may be read-only, of which torch warns.
-    torch.save(torch.from_numpy(labels.copy()), folder / "labels_best.pt")
+    for name, array in (("images", inputs), ("labels", labels)):
+        # A copy in C order: JAX's arrays are read-only, of which torch warns.
+        tensor = torch.from_numpy(array.copy("C"))
+        torch.save(tensor, folder / f"{name}_best.pt")
 
 
 FORMS: dict[str, tuple[Callable[[artifact.Artifact, Path], None], str]] = {
@@ -312,9 +315,9 @@ _README = """\
 # Distilled images
 
 {n} images of {h} x {w} x {c}, of {k} classes, made by ddjax. They stand for a
-larger training set: train on them by SGD at the `learning_rate` of `about.json`,
-which also has the class names, what takes pixels (0 black to 1 white) to
-network input, and how networks were trained for the scores.
+larger training set: train on them by SGD at the `learning_rate` of
+`about.json`, which also has the class names, what takes pixels (0 black to 1
+white) to network input, and how networks were trained for the scores.
 
 ```python
 {loader}

@@ -187,7 +187,8 @@ def _objects(path, archive, members) -> Any:
             ):
                 stack.append(argument)
             case "TUPLE":
-                stack.append(tuple(since_mark()))
+                values = tuple(since_mark())
+                stack.append(values)
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 count = int(opcode.name[-1])
                 stack[-count:] = [tuple(_last(stack, count))]

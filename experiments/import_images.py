@@ -2,13 +2,15 @@ r"""Takes in distilled images of another project, to be tested like our own.
 
     python experiments/import_images.py --from=FOLDER --learning_rate=0.02 \
         --config=configs/cifar10.py --out=runs/mtt
-    python experiments/evaluate.py --config=configs/cifar10.py --workdir=runs/mtt
+    python experiments/evaluate.py --config=configs/cifar10.py \
+        --workdir=runs/mtt
 
---from is a folder with images_best.pt and labels_best.pt (MTT, DATM), a .pt file
-of DC, DSA or DM, a folder of one folder of pictures per class, or an .npz file.
-A .pt file is read without PyTorch, and nothing in it is run. The config's data
-tell how pixels were standardised, or --mean and --std do; flags of the config,
-such as --config.data.data_dir, and --data=FOLDER go as with other scripts.
+--from is a folder with images_best.pt and labels_best.pt (MTT, DATM), a .pt
+file of DC, DSA or DM, a folder of one folder of pictures per class, or an .npz
+file. A .pt file is read without PyTorch, and nothing in it is run. The config's
+data tell how pixels were standardised, or --mean and --std do; flags of the
+config, such as --config.data.data_dir, and --data=FOLDER go as with other
+scripts.
 """
 
 from __future__ import annotations
