@@ -87,7 +87,7 @@ def seal(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     Args:
       arrays: all members of a file but these two.
     """
-    named = dict(arrays) | {"format_version": np.array(FORMAT_VERSION)}
+    named = dict(arrays) | {"format_version": np.int64(FORMAT_VERSION)}
     return named | {"checksum": np.array(_checksum(named))}
 
 
@@ -112,7 +112,7 @@ def _unsealed(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     if not {"format_version", "checksum"} & arrays.keys():
         return arrays  # written before there were any
     version = arrays.get("format_version")
-    if version is None or version.shape or version.dtype.kind != "i":
+    if version is None or version.shape or version.dtype.kind not in "iu":
         raise ValueError(path)
     if version > FORMAT_VERSION:
         raise InputError(

@@ -61,7 +61,7 @@ def export(found: artifact.Artifact, form: str, out: Path) -> None:
         (folder / "README.md").write_text(text, "utf-8")
 
 
-def is_soft(labels: np.ndarray) -> bool:
+def _is_soft(labels: np.ndarray) -> bool:
     """Whether any label [n k] is more than one class's."""
     hard = classes.one_hot(labels.argmax(-1), labels.shape[1])
     return not np.array_equal(labels, hard)
@@ -75,7 +75,7 @@ def _about(found: artifact.Artifact) -> dict[str, Any]:
     return {
         "class_names": found.metadata["class_names"],
         "learning_rate": found.learning_rate,
-        "soft_labels": is_soft(found.labels),
+        "soft_labels": _is_soft(found.labels),
         "preprocess": "zca" if scale is None else "standardise",
         **(scale or {}),
         "evaluation": found.metadata.get("evaluation"),
@@ -282,7 +282,7 @@ def _pt(found: artifact.Artifact, folder: Path) -> None:
     inputs = np.asarray(preprocess.apply(found.preprocessing, found.images))
     inputs = inputs.transpose(0, 3, 1, 2)
     labels = found.labels
-    if not is_soft(labels):
+    if not _is_soft(labels):
         labels = labels.argmax(-1)
     for name, array in (("images", inputs), ("labels", labels)):
         # A copy in C order: JAX's arrays are read-only, of which torch warns.

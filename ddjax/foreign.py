@@ -81,8 +81,8 @@ def read(path: Path, number: int = 0) -> Given:
         )
     if not 0 <= number < sets:
         raise InputError(
-            f"{path} holds {sets} sets, and none of number {number}: choose "
-            f"one of 0..{sets - 1}"
+            f"{path} holds sets 0..{sets - 1}, and none of number {number}: "
+            "choose one of these"
         )
     if not np.isfinite(found.images).all():
         raise InputError(
