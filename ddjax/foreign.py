@@ -140,7 +140,7 @@ def as_artifact(
         raise InputError(
             f"--labels must be {' or '.join(KINDS)}, not {labels!r}"
         )
-    names = tuple(class_names) or given.class_names
+    names = tuple(class_names) or given.class_names or ()
     shape = given.images.shape[1:]
     whitened = isinstance(preprocessing, preprocess.Whitener)
     if preprocessing.mean.shape != (shape if whitened else shape[2:]):
@@ -158,6 +158,7 @@ def as_artifact(
             f"{images.max():.3g}, and pixels from 0, black, to 1, white: scale "
             "them, or give --values=standardised if they are"
         )
+    classes.check_names("", given.class_names or ())
     soft = _soft(given, names, labels)
     names = names or tuple(map(str, range(soft.shape[1])))
     classes.check_names("", names)
@@ -175,26 +176,39 @@ def as_artifact(
 
 
 def _soft(given: Given, names, kind) -> np.ndarray:
-    """[n k] float32, rows that sum to 1."""
-    labels = given.labels
+    """[n k] float32, rows that sum to 1, columns as ``names`` has them."""
+    labels, own = given.labels, given.class_names or names
     if labels.ndim == 1:
-        if given.class_names and names != given.class_names:
-            labels = _renumbered(labels, given.class_names, names)
-        k = len(names) if names else max(2, int(labels.max(initial=0)) + 1)
-        if not names and k > max(len(labels), 2):
+        k = len(own) if own else max(2, int(labels.max(initial=0)) + 1)
+        if not own and k > max(len(labels), 2):
             raise InputError(
                 f"labels go up to {k - 1} with {len(labels)} images: name the "
                 "classes with --config or --class_names"
             )
-        return classes.one_hot(
-            classes.check_labels("labels", labels, len(labels), k), k
+        labels = classes.check_labels("labels", labels, len(labels), k)
+        soft = classes.one_hot(labels, k)
+    else:
+        soft = _rows(labels.astype(np.float32), own, kind)
+    if own == names:
+        return soft
+    unknown = sorted(set(own) - set(names))
+    if unknown:
+        raise InputError(
+            f"the class {unknown[0]!r} of the images is none of the data "
+            "set's: name the config that they belong to"
         )
-    if names and labels.shape[1] != len(names):
+    moved = np.zeros((len(soft), len(names)), np.float32)
+    moved[:, [names.index(name) for name in own]] = soft
+    return moved
+
+
+def _rows(labels: np.ndarray, own, kind: str) -> np.ndarray:
+    """Soft labels [n k], checked, as probabilities."""
+    if own and labels.shape[1] != len(own):
         raise InputError(
             f"labels are of {labels.shape[1]} classes, and the data set has "
-            f"{len(names)}: name the config that the images belong to"
+            f"{len(own)}: name the config that the images belong to"
         )
-    labels = labels.astype(np.float32)
     if not np.isfinite(labels).all():
         raise InputError("labels hold values that are not finite")
     if kind == "logits":
@@ -205,18 +219,6 @@ def _soft(given: Given, names, kind) -> np.ndarray:
             "--labels=logits if they are logits, as DATM's are"
         )
     return labels
-
-
-def _renumbered(labels, before, names) -> np.ndarray:
-    """Labels by the data set's own order of classes."""
-    unknown = sorted(set(before) - set(names))
-    if unknown:
-        raise InputError(
-            f"the class {unknown[0]!r} of the images is none of the data "
-            f"set's: name the config that they belong to"
-        )
-    labels = classes.check_labels("labels", labels, len(labels), len(before))
-    return np.array([names.index(name) for name in before])[labels]
 
 
 # The forms -------------------------------------------------------------------

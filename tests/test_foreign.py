@@ -127,6 +127,11 @@ def test_soft_labels(tmp_path):
     np.testing.assert_allclose(brought(path).labels, expected, rtol=1e-6)
     with pytest.raises(InputError, match="of 3 classes, and the data set has"):
         brought(path, class_names=["a", "b"])
+    # Columns that are named go where the data set has them.
+    path = npz(tmp_path, images=images, labels=logits, class_names=list("abc"))
+    found = brought(path, class_names=list("cxab"), labels="logits")
+    np.testing.assert_allclose(found.labels[:, [2, 3, 0]], expected, rtol=1e-5)
+    assert not found.labels[:, 1].any()
 
 
 ONE = np.zeros((2, 4, 4, 3), "f")
