@@ -11,6 +11,30 @@
                    and matrix [d d], d = h * w * c:
                    ((images - mean).reshape(n, d) @ matrix).reshape(n, h, w, c)
     metadata       a JSON string: class names, method, model, recipe, scores
+    format_version scalar integer, 1; an older file has none
+    checksum       SHA-256 of all of the above, in hexadecimal; see ``seal``
+
+Three lines give what a network trains on, in NumPy, JAX and PyTorch::
+
+    import numpy as np
+    file = np.load("distilled.npz")
+    mean, std = file["preprocess/mean"], file["preprocess/std"]
+    inputs, labels = (file["images"] - mean) / std, file["labels"]
+
+::
+
+    import ddjax
+    import jax.numpy as jnp
+    run = ddjax.load("distilled.npz")
+    inputs, labels = jnp.asarray(run.inputs), jnp.asarray(run.labels)
+
+::
+
+    import ddjax
+    import torch
+    run = ddjax.load("distilled.npz")
+    inputs = torch.from_numpy(run.inputs.transpose(0, 3, 1, 2).copy())
+    labels = torch.from_numpy(run.labels)
 
 A generator file has no images and in their place ``params/...``, the
 parameters of the folded generator; ``load_generator`` rebuilds it from those
@@ -19,9 +43,11 @@ and from "generator" in the metadata.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +69,65 @@ __all__ = [
     "load_generator",
     "save",
     "save_generator",
+    "seal",
 ]
+
+FORMAT_VERSION = 1
+"""Of the files that are written; files up to it are read."""
+
+
+def seal(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays with the format's version and a checksum over all of them.
+
+    It tells a change that was no one's intention, or that was made by hand;
+    who means to deceive can compute another. The checksum is SHA-256 over the
+    arrays in the order of their names, for each the line "NAME TYPE SHAPE",
+    such as "images <f4 10,8,8,1", and its values in little-endian C order.
+
+    Args:
+      arrays: all members of a file but these two.
+    """
+    named = dict(arrays) | {"format_version": np.int64(FORMAT_VERSION)}
+    return named | {"checksum": np.array(_checksum(named))}
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        array = np.asarray(array)
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        shape = ",".join(map(str, array.shape))
+        digest.update(f"{name} {array.dtype.str} {shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _unsealed(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """A file's arrays without what ``seal`` added, once they agree with it.
+
+    Raises:
+      InputError: they were changed, or a later ddjax wrote them.
+      ValueError: the version is no number.
+    """
+    if not {"format_version", "checksum"} & arrays.keys():
+        return arrays  # written before there were any
+    version = arrays.get("format_version")
+    if version is None or version.shape or version.dtype.kind not in "iu":
+        raise ValueError(path)
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"{path} is of format {version}, and this ddjax reads formats up "
+            f"to {FORMAT_VERSION}: install a newer one"
+        )
+    arrays = dict(arrays)
+    checksum = arrays.pop("checksum", None)
+    if checksum is None or str(checksum) != _checksum(arrays):
+        raise InputError(
+            f"{path} was changed after it was written, because its content "
+            "and its checksum differ: take the original file"
+        )
+    del arrays["format_version"]
+    return arrays
 
 
 class Artifact(NamedTuple):
@@ -84,11 +168,9 @@ def save(path: Path, artifact: Artifact) -> None:
                 f"finite, so {path} was not written"
             )
     with files.atomic_write(path) as file:
+        metadata = np.array(json.dumps(artifact.metadata))
         np.savez(
-            file,
-            allow_pickle=False,
-            metadata=np.array(json.dumps(artifact.metadata)),
-            **arrays,
+            file, allow_pickle=False, **seal(arrays | {"metadata": metadata})
         )
 
 
@@ -96,10 +178,10 @@ def load(path: Path) -> Artifact:
     """Reads and checks a distilled file.
 
     Raises:
-      InputError: it is missing, damaged or not one of ours.
+      InputError: it is missing, damaged, changed or not one of ours.
     """
     try:
-        arrays = files.read_npz(path)
+        arrays = _unsealed(path, files.read_npz(path))
         found = Artifact(
             arrays["images"],
             arrays["labels"],
@@ -113,6 +195,8 @@ def load(path: Path) -> Artifact:
             ),
             json.loads(str(arrays["metadata"])),
         )
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(
             f"there is no distilled file {path}: run experiments/iadd.py first"
@@ -260,12 +344,8 @@ def save_generator(path: Path, artifact: GeneratorArtifact) -> None:
         "generator": {field: getattr(module, field) for field in _MODULE}
     }
     with files.atomic_write(path) as file:
-        np.savez(
-            file,
-            allow_pickle=False,
-            metadata=np.array(json.dumps(metadata)),
-            **arrays,
-        )
+        arrays["metadata"] = np.array(json.dumps(metadata))
+        np.savez(file, allow_pickle=False, **seal(arrays))
 
 
 _MODULE = (
@@ -283,10 +363,10 @@ def load_generator(path: Path) -> GeneratorArtifact:
     """Reads and checks a generator file.
 
     Raises:
-      InputError: it is missing, damaged or not one of ours.
+      InputError: it is missing, damaged, changed or not one of ours.
     """
     try:
-        arrays = files.read_npz(path)
+        arrays = _unsealed(path, files.read_npz(path))
         if "images" in arrays:
             raise InputError(f"{path} holds images, and no generator")
         metadata = json.loads(str(arrays.pop("metadata")))

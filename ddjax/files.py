@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -16,8 +17,11 @@ from typing import IO, Any
 
 import numpy as np
 
+from ddjax.types import InputError
+
 __all__ = [
     "DamagedFile",
+    "atomic_folder",
     "atomic_write",
     "memory",
     "npy_header",
@@ -46,6 +50,38 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A folder to write to, which is ``path`` when, and only when, all of it
+    has been written.
+
+    Args:
+      path: where it is to be; nothing is there, or an empty folder.
+
+    Raises:
+      InputError: something is there.
+    """
+    if not path.name or (
+        os.path.lexists(path) and not (path.is_dir() and _is_empty(path))
+    ):
+        raise InputError(
+            f"{path} is there and not an empty folder: name another folder, "
+            "nothing is overwritten"
+        )
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_empty(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return next(entries, None) is None
 
 
 def write_json(path: Path, content: Any) -> None:

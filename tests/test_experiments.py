@@ -34,12 +34,13 @@ def logged(folder, pattern, step):
 
 
 def arrays_of(path):
-    """All arrays but the metadata, which tells the command."""
+    """All arrays but the metadata, which tells the command, and the checksum
+    over them."""
     with np.load(path, allow_pickle=False) as file:
         return {
             name: file[name].tobytes()
             for name in file.files
-            if name != "metadata"
+            if name not in ("metadata", "checksum")
         }
 
 

@@ -7,11 +7,13 @@ import json
 import os
 import pickle
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ddjax import files
+from ddjax.types import InputError
 
 
 @pytest.fixture
@@ -160,3 +162,45 @@ def test_what_members_declare_is_checked_before_it_is_taken(
     monkeypatch.setattr(files, "memory", lambda: 999)
     with pytest.raises(files.DamagedFile, match="1000 bytes"):
         files.read_npz(path)
+
+
+# Folders ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_is_there_when_it_is_whole(tmp_path, there):
+    out = tmp_path / "deep" / "out"
+    if there:
+        out.mkdir(parents=True)
+    with files.atomic_folder(out) as folder:
+        (folder / "a").write_text("a")
+        assert not (out / "a").exists()
+    assert [path.name for path in out.iterdir()] == ["a"]
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_a_folder_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(KeyError), files.atomic_folder(tmp_path / "out") as made:
+        (made / "a").write_text("a")
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_folder_is_overwritten(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").write_text("a")
+    (tmp_path / "file").write_text("b")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("full", "file", "link"):
+        with (
+            pytest.raises(InputError, match="nothing is overwritten"),
+            files.atomic_folder(tmp_path / name),
+        ):
+            raise AssertionError
+    with (
+        pytest.raises(InputError, match="nothing is overwritten"),
+        files.atomic_folder(Path(".")),
+    ):
+        raise AssertionError
+    assert (tmp_path / "full" / "a").read_text() == "a"
+    assert len(list(tmp_path.iterdir())) == 3

@@ -26,7 +26,7 @@ from ddjax import (
     trajectories,
 )
 from ddjax import importance as importance_lib
-from ddjax.data import preprocess
+from ddjax.data import preprocess, sources
 from ddjax.pages import iadd as page
 from ddjax.pages.pictures import save_picture
 from ddjax.runs import (
@@ -429,6 +429,7 @@ def conclude(
                 "augmentation": settings.iadd.augment,
                 "evaluation": scores.recipe_of(settings.evaluate)._asdict(),
                 "selected_step": selected,
+                "test_data": sources.fingerprint(task.splits.test),
                 "config": settings.flat(),
                 "versions": workdir.recorded(folder)["versions"],
                 "scores": table,
