@@ -38,6 +38,7 @@ __all__ = [
     "Artifact",
     "GeneratorArtifact",
     "find_generator",
+    "generator_file",
     "is_generator",
     "load",
     "load_generator",
@@ -276,6 +277,7 @@ _MODULE = (
     "noise",
     "embedding",
     "attention",
+    "hierarchical",
 )
 
 
@@ -290,7 +292,8 @@ def load_generator(path: Path) -> GeneratorArtifact:
         if "images" in arrays:
             raise InputError(f"{path} holds images, and no generator")
         metadata = json.loads(str(arrays.pop("metadata")))
-        fields = metadata["generator"]
+        # What an older version did not have yet was so.
+        fields = {"hierarchical": True} | metadata["generator"]
         module = biggan.Generator(
             **{field: int(fields[field]) for field in _MODULE},
             form=biggan.FOLDED,
@@ -366,15 +369,22 @@ def find_generator(path: Path) -> GeneratorArtifact:
     Raises:
       InputError: there is none, or it is damaged.
     """
+    return load_generator(generator_file(path))
+
+
+def generator_file(path: Path) -> Path:
+    """Where ``find_generator`` finds a generator.
+
+    Raises:
+      InputError: the folder holds none.
+    """
     for inside in ("generator/distilled.npz", "generator.npz", "distilled.npz"):
         if (path / inside).exists():
-            path = path / inside
-            break
-    else:
-        if path.is_dir():
-            raise InputError(
-                f"{path} holds no generator: name the folder of a finished "
-                "run of experiments/d2m.py or experiments/gan.py, or the .npz "
-                "file"
-            )
-    return load_generator(path)
+            return path / inside
+    if path.is_dir():
+        raise InputError(
+            f"{path} holds no generator: name the folder of a finished "
+            "run of experiments/d2m.py or experiments/gan.py, or the .npz "
+            "file"
+        )
+    return path
