@@ -28,7 +28,7 @@ import numpy as np
 from ddjax.models import biggan
 from ddjax.types import InputError, Params
 
-__all__ = ["Imported", "generator"]
+__all__ = ["Imported", "generator", "with_classes"]
 
 
 class _Layout(NamedTuple):
@@ -83,7 +83,7 @@ _STUDIO = _Layout(
     epsilon=1e-4,
 )
 _NORMS = {"norm0": "bn1", "norm1": "bn2"}  # in both
-_CHANNELS = re.compile(r"blocks\.(\d{1,3})\.(\d{1,3})\.")
+_PLACE = re.compile(r"blocks\.(\d{1,3})\.(\d{1,3})\.")
 # What evaluation does not read: logged norms, further singular vectors of
 # which only the first is divided by, and counts of training.
 _UNREAD = re.compile(r"(.*\.)?(sv\d+|u[1-9]\d*|num_batches_tracked)")
@@ -96,15 +96,11 @@ class Imported(NamedTuple):
       module: the folded form.
       params: of it, float32.
       layout: "Brock" or "StudioGAN".
-      available: k, the classes that the checkpoint has.
-      classes: the rows of it that the module's classes are.
     """
 
     module: biggan.Generator
     params: Params
     layout: str
-    available: int
-    classes: tuple[int, ...]
 
 
 class _Tensors:
@@ -250,7 +246,7 @@ def _parts(tensors: _Tensors, layout: _Layout) -> tuple[list[str], str, int]:
     """Prefixes of the blocks, that of attention ("" for none), its side."""
     found = {
         tuple(map(int, match.groups()))
-        for match in map(_CHANNELS.match, tensors.found)
+        for match in map(_PLACE.match, tensors.found)
         if match
     }
     blocks, attention, side = [], "", 0
@@ -294,24 +290,18 @@ def _channels(tensors: _Tensors, layout: _Layout, blocks: list[str]):
     return size, width, found
 
 
-def generator(
-    checkpoint: Any,
-    classes: Sequence[int] = (),
-    *,
-    epsilon: float | None = None,
-) -> Imported:
-    """The folded generator of a checkpoint.
+def generator(checkpoint: Any, *, epsilon: float | None = None) -> Imported:
+    """The folded generator of a checkpoint, of all its classes.
 
     Args:
       checkpoint: what ``ddjax.tensors.read`` gave: {name: array}, or a dict
         with that as "state_dict".
-      classes: the rows of it to keep, in this order; all by default.
       epsilon: of its batch norms; None takes the layout's, 1e-5 (Brock) or
         1e-4 (StudioGAN).
 
     Raises:
       InputError: it is of no known layout, a tensor is missing or has no
-        place, shapes do not make a BigGAN, or a class is not there.
+        place, or shapes do not make a BigGAN.
     """
     tensors = _Tensors(_state_of(checkpoint))
     layout = _layout_of(tensors.found)
@@ -334,8 +324,8 @@ def generator(
 
     shared = "shared.weight" in tensors
     if shared:
-        table = tensors.take("shared.weight", None, None)
-        available, embedding = table.shape
+        params["classes"] = tensors.take("shared.weight", None, None)
+        available, embedding = params["classes"].shape
         condition = tensors.kernel(f"{blocks[0]}bn1.gain", first, None).shape[1]
         part = condition - embedding
         if part not in (0, dense.shape[1]):
@@ -349,23 +339,19 @@ def generator(
             tensors.take(f"{blocks[0]}bn1.gain.weight", None, first)
         )
         embedding = part = 0
-    rows = _rows(classes, available)
-    if shared:
-        params["classes"] = table[list(rows)]
 
-    def norm(name, width):
-        """Conditioned, [c]."""
-        mean, variance = tensors.moments(name, layout.moments, width)
+    def norm(name, out):
+        mean, variance = tensors.moments(name, layout.moments, out)
         if shared:
             kernels = {
                 f"{ours}_kernel": tensors.kernel(
-                    f"{name}.{theirs}", width, condition
+                    f"{name}.{theirs}", out, condition
                 ).T
                 for ours, theirs in (("scale", "gain"), ("bias", "bias"))
             }
             return biggan.absorb_norm(kernels, mean, variance, epsilon)
         scale, bias = (
-            tensors.take(f"{name}.{part}.weight", available, width)[list(rows)]
+            tensors.take(f"{name}.{part}.weight", available, out)
             for part in ("gain", "bias")
         )
         return biggan.absorb_norm(
@@ -375,8 +361,10 @@ def generator(
     for number, prefix in enumerate(blocks):
         into, out = channels[number : number + 2]
         params[f"block{number}"] = {
-            "norm0": norm(prefix + "bn1", into),
-            "norm1": norm(prefix + "bn2", out),
+            **{
+                ours: norm(prefix + theirs, wide)
+                for (ours, theirs), wide in zip(_NORMS.items(), (into, out))
+            },
             "conv0": tensors.conv(prefix + layout.block["conv0"], out, into),
             "conv1": tensors.conv(prefix + layout.block["conv1"], out, out),
             "shortcut": tensors.conv(
@@ -413,7 +401,7 @@ def generator(
     tensors.check_all_taken()
     hierarchical = part > 0
     module = biggan.Generator(
-        num_classes=len(rows),
+        num_classes=available,
         size=size,
         channels=len(params["conv"]["bias"]),
         width=width,
@@ -424,15 +412,37 @@ def generator(
         form=biggan.FOLDED,
     )
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
-    return Imported(module, params, layout.title, available, rows)
+    return Imported(module, params, layout.title)
 
 
-def _rows(classes: Sequence[int], available: int) -> tuple[int, ...]:
-    rows = tuple(classes) or tuple(range(available))
-    wrong = [row for row in rows if not 0 <= row < available]
-    if wrong or len(set(rows)) != len(rows):
-        what = f"has no class {wrong[0]}" if wrong else "is asked for one twice"
-        raise InputError(
-            f"the checkpoint {what}: choose --classes from 0..{available - 1}"
-        )
-    return rows
+def with_classes(found: Imported, rows: Sequence[int]) -> Imported:
+    """The same generator for some of its classes.
+
+    Args:
+      found: the generator.
+      rows: the numbers of its classes, in the order that they are to have.
+
+    Raises:
+      InputError: one is not there, or named twice.
+    """
+    available = found.module.num_classes
+    for row in rows:
+        if not 0 <= row < available or rows.count(row) > 1:
+            what = "twice" if 0 <= row < available else "wrong"
+            raise InputError(
+                f"class {row} is {what} in --classes: choose from the "
+                f"checkpoint's, 0..{available - 1}"
+            )
+    rows = np.asarray(rows)
+    params = dict(found.params)
+    if found.module.embedding:
+        params["classes"] = params["classes"][rows]
+    else:
+        for name, block in params.items():
+            if name.startswith("block"):
+                params[name] = block | {
+                    norm: jax.tree.map(lambda table: table[rows], block[norm])
+                    for norm in _NORMS
+                }
+    module = found.module.clone(num_classes=len(rows))
+    return found._replace(module=module, params=params)
