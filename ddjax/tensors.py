@@ -34,9 +34,8 @@ __all__ = ["read"]
 
 _BRAIN = "brain"  # bfloat16, the upper half of a float32
 _MOST_PICKLE = 1 << 26  # bytes; a thousand tensors take some 100 KB
-_MOST_NODES = (
-    1 << 22
-)  # of the structure, entries that are shared anew each time
+# Of the structure; what is shared counts each time.
+_MOST_NODES = 1 << 18
 _DEEPEST = 100
 
 
@@ -68,28 +67,20 @@ def read(path: Path | str) -> Any:
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
-            start = file.read(len(_OLD_MAGIC))
-            file.seek(0)
-            if start.startswith(b"PK"):
-                return _read_zip(file)
-            if start == _OLD_MAGIC:
-                return _read_old(file)
-            if start[8:9] == b"{":
-                return _read_safetensors(file, path.stat().st_size)
-            raise _Refused(
-                "is neither PyTorch's nor safetensors: save it again with "
-                "torch.save, tensors alone"
-            )
+        file = open(path, "rb")
     except FileNotFoundError:
         raise InputError(f"there is no file {path}: check the path") from None
     except OSError as error:
         raise InputError(
-            f"{path} cannot be read ({error.strerror or error}): check the path"
+            f"{path} cannot be read ({error.strerror}): check the path"
         ) from None
+    try:
+        with file:
+            return _read(file)
     except _Refused as error:
         raise InputError(f"{path} {error}") from None
     except (
+        OSError,  # a place before the file's beginning
         ValueError,
         TypeError,
         KeyError,
@@ -108,6 +99,22 @@ def read(path: Path | str) -> Any:
         raise InputError(
             f"{path} is cut short or damaged: fetch it again"
         ) from None
+
+
+def _read(file):
+    start = file.read(len(_OLD_MAGIC))
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if start.startswith(b"PK"):
+        return _read_zip(file)
+    if start == _OLD_MAGIC:
+        return _read_old(file, size)
+    if start[8:9] == b"{":
+        return _read_safetensors(file, size)
+    raise _Refused(
+        "is neither PyTorch's nor safetensors: save it again with torch.save, "
+        "tensors alone"
+    )
 
 
 # --- What a pickle may build ------------------------------------------------
@@ -248,7 +255,7 @@ _STORAGES = {
 class _Unpickler(pickle.Unpickler):
     """Knows the names of tensors, and no others."""
 
-    def __init__(self, content: bytes, storage: Callable[..., _Storage]):
+    def __init__(self, content: bytes, storage: Callable[..., Any]):
         _check_pickle(content)
         super().__init__(io.BytesIO(content), encoding="latin1")
         self._storage = storage
@@ -284,8 +291,9 @@ class _Unpickler(pickle.Unpickler):
         return self._known[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
-        kind, dtype, key, _, count = pid[:5]
-        if kind != "storage" or not isinstance(key, str):
+        kind, dtype, key, _, count, *view = pid
+        # Before PyTorch 0.4 a storage could be a part of another.
+        if kind != "storage" or not isinstance(key, str) or any(view):
             raise ValueError(kind)
         if dtype not in _STORAGES or type(count) is not int or count < 0:
             raise ValueError(dtype)
@@ -392,7 +400,7 @@ _OLD_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
 _OLD_VERSION = pickle.dumps(1001, 2)
 
 
-def _read_old(file):
+def _read_old(file, size):
     """torch.save before PyTorch 1.6: five pickles, then the storages."""
     raw = file.read(_MOST_PICKLE + 1)
     at = len(_OLD_MAGIC)
@@ -418,20 +426,18 @@ def _read_old(file):
     content = next_pickle()
     keys = _plain(_Unpickler(next_pickle(), nothing).load())
 
-    # The storages lie behind the pickle that tells their types: it is built
-    # twice, first on empty ones.
+    # The storages lie behind the pickle that tells their types: it is read
+    # twice, first without them.
     declared: dict[str, tuple[str, int]] = {}
 
     def declare(dtype, key, count):
         if declared.setdefault(key, (dtype, count)) != (dtype, count):
             raise ValueError(key)
-        empty = np.broadcast_to(_storage_of(dtype, bytes(8)).values[:1], count)
-        return _Storage(empty, dtype == _BRAIN)
 
     _Scout(content, declare).load()
     if set(keys) != set(declared) or len(keys) != len(declared):
         raise ValueError("keys")
-    held = file.seek(0, io.SEEK_END) - at
+    held = size - at
     if held != sum(8 + _bytes_of(*entry) for entry in declared.values()):
         raise ValueError("storages")
     if held > files.memory():
