@@ -259,6 +259,7 @@ def save_generator(path: Path, artifact: GeneratorArtifact) -> None:
     module = artifact.apply.module
     metadata = artifact.metadata | {
         "generator": {field: getattr(module, field) for field in _MODULE}
+        | {"hierarchical": module.hierarchical}
     }
     with files.atomic_write(path) as file:
         np.savez(
@@ -277,7 +278,6 @@ _MODULE = (
     "noise",
     "embedding",
     "attention",
-    "hierarchical",
 )
 
 
@@ -292,10 +292,11 @@ def load_generator(path: Path) -> GeneratorArtifact:
         if "images" in arrays:
             raise InputError(f"{path} holds images, and no generator")
         metadata = json.loads(str(arrays.pop("metadata")))
-        # What an older version did not have yet was so.
-        fields = {"hierarchical": True} | metadata["generator"]
+        fields = metadata["generator"]
         module = biggan.Generator(
             **{field: int(fields[field]) for field in _MODULE},
+            # As all were before they told.
+            hierarchical=bool(fields.get("hierarchical", True)),
             form=biggan.FOLDED,
         )
         params: dict[str, Any] = {}

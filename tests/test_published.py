@@ -190,6 +190,11 @@ def more_blocks(state):
         (put("bn4.bias", 8, dtype="i4"), r"bn4\.bias is int32"),
         (put("shared.weight", 3, 6), "take 9 numbers, and its embedding has 6"),
         (put("blocks.1.0.conv2d1.weight_orig", 8, 9, 3, 3), r"shape \(81\)"),
+        (put("conv2d5.bias", 0), r"conv2d5\.bias is float32 of shape \(0,\)"),
+        (
+            lambda state: state["linear0.weight_v"].fill(0),
+            "linear0 has a spectral norm of 0",
+        ),
         (twice, "more than one place"),
         (more_blocks, "8 blocks, which make images of 1024 pixels"),
         (lambda state: state.clear(), "no dict of named tensors"),

@@ -122,8 +122,8 @@ class _Tensors:
             )
         self.taken.add(name)
         array = self.found[name]
-        fits = array.dtype.kind == "f" and len(array.shape) == len(shape)
-        if not fits or not all(
+        fits = array.dtype.kind == "f" and array.ndim == len(shape)
+        if not (fits and array.size) or not all(
             wanted in (None, n) for wanted, n in zip(shape, array.shape)
         ):
             wanted = tuple("any" if n is None else n for n in shape)
@@ -149,7 +149,7 @@ class _Tensors:
                 matrix = weight.reshape(len(weight), -1)
                 u = self.take(u, matrix.shape[0])
                 v = self.take(v, matrix.shape[1])
-                return weight / (u @ matrix @ v)
+                return _divided(weight, u @ matrix @ v, name)
         weight = self.take(f"{name}.weight", *shape)
         if f"{name}.u0" not in self:
             return weight
@@ -157,7 +157,7 @@ class _Tensors:
         matrix = weight.reshape(len(weight), -1)
         v = _unit(self.take(f"{name}.u0", 1, len(matrix))[0] @ matrix)
         u = _unit(matrix @ v)
-        return weight / (u @ matrix @ v)
+        return _divided(weight, u @ matrix @ v, name)
 
     def conv(self, name, out, into, taps=3, bias=True):
         """[o i kh kw] as {"kernel": [kh kw i o], "bias": [o]}."""
@@ -198,6 +198,15 @@ class _Tensors:
 
 def _unit(vector):
     return vector / max(np.linalg.norm(vector), 1e-12)
+
+
+def _divided(weight, norm, name):
+    if not norm or not np.isfinite(norm):
+        raise InputError(
+            f"the checkpoint's {name} has a spectral norm of {norm:g}, by "
+            "which nothing can be divided: the training has failed"
+        )
+    return weight / norm
 
 
 def _state_of(checkpoint: Any) -> dict[str, np.ndarray]:
@@ -266,7 +275,7 @@ def _parts(tensors: _Tensors, layout: _Layout) -> tuple[list[str], str, int]:
 
 
 def _channels(tensors: _Tensors, layout: _Layout, blocks: list[str]):
-    """(size, channels into the first block and out of each)."""
+    """(size, width, channels into the first block and out of each)."""
     size = 4 << len(blocks)
     if size not in biggan.SIZES:
         raise InputError(
@@ -288,6 +297,24 @@ def _channels(tensors: _Tensors, layout: _Layout, blocks: list[str]):
             f"{size} pixels multiples of {list(multiples)}"
         )
     return size, width, found
+
+
+def _attention(tensors: _Tensors, layout: _Layout, prefix: str, wide: int):
+    shapes = {
+        "theta": (wide // 8, wide),
+        "phi": (wide // 8, wide),
+        "values": (wide // 2, wide),
+        "out": (wide, wide // 2),
+    }
+    params = {
+        ours: tensors.conv(
+            prefix + layout.attention[ours], *shape, taps=1, bias=False
+        )
+        for ours, shape in shapes.items()
+    }
+    gamma = prefix + layout.gamma
+    shape = tensors.found[gamma].shape and (1,) if gamma in tensors else ()
+    return params | {"gamma": tensors.take(gamma, *shape).reshape(())}
 
 
 def generator(checkpoint: Any, *, epsilon: float | None = None) -> Imported:
@@ -373,20 +400,7 @@ def generator(checkpoint: Any, *, epsilon: float | None = None) -> Imported:
         }
     if attention:
         wide = channels[side.bit_length() - 3]
-        names = layout.attention
-        params["attention"] = {
-            ours: tensors.conv(attention + names[ours], *shape, 1, False)
-            for ours, shape in {
-                "theta": (wide // 8, wide),
-                "phi": (wide // 8, wide),
-                "values": (wide // 2, wide),
-                "out": (wide, wide // 2),
-            }.items()
-        }
-        gamma = attention + layout.gamma
-        shape = (1,) * tensors.found[gamma].ndim if gamma in tensors else ()
-        params["attention"]["gamma"] = tensors.take(gamma, *shape).reshape(())
-
+        params["attention"] = _attention(tensors, layout, attention, wide)
     last = channels[-1]
     params["norm"] = biggan.absorb_norm(
         {
