@@ -18,6 +18,7 @@ from ddjax.data import imagenet
 from ddjax.runs import d2m, generate
 from ddjax.runs.workdir import Shared
 from ddjax.settings import Settings
+from ddjax.types import InputError
 
 STORED = Path(__file__).parent / "data" / "biggan"
 pytestmark = pytest.mark.filterwarnings(  # of ml_collections
@@ -137,7 +138,7 @@ def test_d2m_begins_with_it(given, folder, monkeypatch, capsys):
         given, began._replace(params=sides["distilled"].params)
     )
     try:
-        with pytest.raises(ddjax.InputError, match="began with another gen"):
+        with pytest.raises(InputError, match="began with another gen"):
             d2m.run(settings, folder / "run", shared)
     finally:
         given.write_bytes(kept)
