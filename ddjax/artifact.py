@@ -64,6 +64,7 @@ __all__ = [
     "Artifact",
     "GeneratorArtifact",
     "find_generator",
+    "generator_file",
     "is_generator",
     "load",
     "load_generator",
@@ -342,6 +343,7 @@ def save_generator(path: Path, artifact: GeneratorArtifact) -> None:
     module = artifact.apply.module
     metadata = artifact.metadata | {
         "generator": {field: getattr(module, field) for field in _MODULE}
+        | {"hierarchical": module.hierarchical}
     }
     with files.atomic_write(path) as file:
         arrays["metadata"] = np.array(json.dumps(metadata))
@@ -373,6 +375,8 @@ def load_generator(path: Path) -> GeneratorArtifact:
         fields = metadata["generator"]
         module = biggan.Generator(
             **{field: int(fields[field]) for field in _MODULE},
+            # As all were before they told.
+            hierarchical=bool(fields.get("hierarchical", True)),
             form=biggan.FOLDED,
         )
         params: dict[str, Any] = {}
@@ -446,15 +450,22 @@ def find_generator(path: Path) -> GeneratorArtifact:
     Raises:
       InputError: there is none, or it is damaged.
     """
+    return load_generator(generator_file(path))
+
+
+def generator_file(path: Path) -> Path:
+    """Where ``find_generator`` finds a generator.
+
+    Raises:
+      InputError: the folder holds none.
+    """
     for inside in ("generator/distilled.npz", "generator.npz", "distilled.npz"):
         if (path / inside).exists():
-            path = path / inside
-            break
-    else:
-        if path.is_dir():
-            raise InputError(
-                f"{path} holds no generator: name the folder of a finished "
-                "run of experiments/d2m.py or experiments/gan.py, or the .npz "
-                "file"
-            )
-    return load_generator(path)
+            return path / inside
+    if path.is_dir():
+        raise InputError(
+            f"{path} holds no generator: name the folder of a finished "
+            "run of experiments/d2m.py or experiments/gan.py, or the .npz "
+            "file"
+        )
+    return path

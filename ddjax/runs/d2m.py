@@ -70,6 +70,7 @@ def run(
             "minutes= plans runs of IADD: of D2M, set gan.iterations and "
             "d2m.iterations"
         )
+    source, source_hash = _source(settings.d2m, folder)
     if workdir.is_complete(settings, folder, "d2m"):
         prepare.check_finished(settings, folder, shared.data)
         return
@@ -82,15 +83,21 @@ def run(
         # Of a run that was stopped: it goes on with its own.
         given = artifact.load_generator(kept)
         check_generator(kept, given, task)
-    elif settings.d2m.generator:
-        path = settings.d2m.generator
-        given = artifact.find_generator(Path(path))
-        check_generator(path, given, task)
-        _check_source(path, given, task)
+    elif source:
+        given = artifact.load_generator(source)
+        check_generator(source, given, task)
+        _check_source(source, given, task)
     else:
         gan.networks_of(settings.gan, task)
     # Only now, when the settings have proved possible, is the folder taken.
-    with workdir.claimed(settings, folder, "d2m", task.splits, command):
+    with workdir.claimed(
+        settings,
+        folder,
+        "d2m",
+        task.splits,
+        command,
+        more={"generator": source_hash} if source_hash else {},
+    ):
         if given is None:
             pretraining = gan.train(settings, task, shared)
             given = artifact.load_generator(pretraining / "generator.npz")
@@ -103,6 +110,28 @@ def run(
         distil(settings, folder, task, given, draw_network)
         conclude(settings, folder, task, given, shared.teachers)
     print(f"report: {folder / 'report.html'}")
+
+
+def _source(part: D2m, folder: Path) -> tuple[Path | None, str | None]:
+    """The given generator's file and its checksum; None without one.
+
+    Raises:
+      InputError: it is no longer the one that the folder's run began with.
+    """
+    if not part.generator:
+        return None, None
+    source = artifact.generator_file(Path(part.generator))
+    began = workdir.recorded(folder).get("generator")
+    if not source.exists():
+        return source, began  # a run that has begun has its own copy
+    found = files.sha256(source)
+    if began not in (None, found):
+        raise InputError(
+            f"{folder} holds a run that began with another generator than "
+            f"{source} is now: name another --workdir, or bring the old file "
+            "back"
+        )
+    return source, found
 
 
 def check(part: D2m, task: prepare.Task) -> None:
@@ -165,6 +194,13 @@ def _check_source(path, found, task):
     """InputError where a generator was trained on other images: they may be
     those that this run holds out, or tests on."""
     known = found.metadata.get("shaped_by", found.metadata)
+    if "imported" in found.metadata:
+        print(
+            f"note: {path} comes from a published generator; images that this "
+            "run holds out may be among those that it was trained on"
+        )
+        if "data" not in known:
+            return
     if known.get("data") != sources.fingerprint(task.splits.train):
         raise InputError(
             f"the generator in {path} was trained on other images than this "
@@ -374,6 +410,11 @@ def conclude(
                 "config": settings.flat(),
                 "versions": workdir.recorded(folder)["versions"],
                 "scores": table,
+                **{
+                    name: value
+                    for name, value in given.metadata.items()
+                    if name == "imported"
+                },
             }
         ),
     )

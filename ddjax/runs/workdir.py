@@ -249,6 +249,7 @@ def claimed(
     splits: sources.Splits,
     command: str,
     plan: dict[str, Any] | None = None,
+    more: dict[str, Any] | None = None,
 ) -> Iterator[None]:
     """Makes the folder this run's, and writes down what runs in it.
 
@@ -263,6 +264,7 @@ def claimed(
       splits: the data.
       command: what repeats the run.
       plan: what was asked for and what was decided, of a planned run.
+      more: what else config.json is to tell.
 
     Raises:
       InputError: the folder is held by a run on other images, or another
@@ -292,6 +294,7 @@ def claimed(
                 "config": described(settings, method),
                 "data": data,
                 **({"plan": plan} if plan else {}),
+                **(more or {}),
                 "command": command,
                 "versions": {
                     name: metadata.version(name)
