@@ -241,6 +241,15 @@ class Data(_Part):
     )
 
 
+def _check_own_network(name: str) -> str | None:
+    if models.has_batch_norm(models.build(name, num_classes=2)):
+        return (
+            "must be a network without batch norm, whose statistics of a few "
+            "images are no ground to distil on (it is for evaluate.models)"
+        )
+    return None
+
+
 @dataclasses.dataclass(frozen=True)
 class Model(_Part):
     """The network of students and teachers."""
@@ -250,7 +259,7 @@ class Model(_Part):
     name: str = _field(
         "convnet",
         "the student's and the teachers' network",
-        _passing(lambda name: models.build(name, num_classes=2)),
+        _check_own_network,
     )
     width: int = _field(128, "channels of each block", _at_least(1))
     depth: int = _field(3, "blocks; each halves the image", _at_least(1))

@@ -219,9 +219,12 @@ def with_model(task: Task, model: Model) -> Task:
 
 
 def _network(model: Model, splits: sources.Splits) -> Any:
-    kwargs = {"width": model.width}
-    if model.name == "convnet":
-        kwargs["depth"] = model.depth
+    known = models.fields(model.name)
+    kwargs = {
+        name: getattr(model, name)
+        for name in ("width", "depth")
+        if name in known
+    }
     module = models.build(
         model.name, num_classes=len(splits.train.class_names), **kwargs
     )
