@@ -659,6 +659,24 @@ class Evaluate(_Part):
         "class_means, joined by commas; empty: nothing",
         _check_baselines,
     )
+    labels: str = _field(
+        "soft",
+        "of distilled images in evaluate.py: soft, as they are stored, or "
+        "hard, the likeliest class",
+        _one_of("soft", "hard"),
+    )
+    search: str = _field(
+        "real",
+        "rows of evaluate.py --distilled whose learning rate is searched on "
+        "held-out images: none, real (all but the distilled), or all",
+        _one_of("none", "real", "all"),
+    )
+    resize: int = _field(
+        0,
+        "side in pixels that images are enlarged to for networks that do not "
+        "take them; 0: those are refused",
+        _not_negative,
+    )
     full_steps: int = _field(
         32_000,
         "most steps, of 64 images, of a network on the whole data; 0: no limit",

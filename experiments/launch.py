@@ -46,6 +46,7 @@ class Asked(NamedTuple):
       command: the command line itself.
       fixed: dotted names of the fields that it sets.
       plan: whether a plan is all that is wanted.
+      distilled: a distilled file to test, of evaluate.py.
     """
 
     settings: Settings
@@ -54,10 +55,15 @@ class Asked(NamedTuple):
     command: str
     fixed: tuple[str, ...] = ()
     plan: bool = False
+    distilled: Path | None = None
 
 
 def main(
-    run: Callable[[Asked], None], description: str, *, planned: bool = False
+    run: Callable[[Asked], None],
+    description: str,
+    *,
+    planned: bool = False,
+    tests: bool = False,
 ) -> int:
     """Parses the command line, calls ``run``, and ends with a plain word.
 
@@ -65,6 +71,7 @@ def main(
       run: does the work.
       description: the script's docstring.
       planned: whether it has to do with runs that fill so many minutes.
+      tests: whether it takes a distilled file.
 
     Returns:
       The exit code: 0 done, 2 the user's mistake (one sentence on stderr),
@@ -81,6 +88,8 @@ def main(
                 "minutes= and --plan are for experiments/iadd.py, whose runs "
                 "they plan"
             )
+        if found.distilled and not tests:
+            raise InputError("--distilled= is for experiments/evaluate.py")
         run(found)
 
     return refusing(action)
@@ -113,6 +122,7 @@ def asked(argv: list[str]) -> Asked:
     )
     for name, (default, meaning) in _FOLDERS.items():
         flags.DEFINE_string(name, default, meaning, flag_values=found)
+    flags.DEFINE_string("distilled", None, "", flag_values=found)
     flags.DEFINE_bool("plan", False, "", flag_values=found)
     flags.DEFINE_string("compiled", None, "", flag_values=found)
     try:
@@ -165,6 +175,7 @@ def asked(argv: list[str]) -> Asked:
         shlex.join(["python", *argv]),
         tuple(config_flags.get_override_values(found["config"])),
         found.plan,
+        Path(found.distilled) if found.distilled else None,
     )
 
 
@@ -187,6 +198,8 @@ def _help(description: str) -> str:
             f"  {f'--{name}=FOLDER':22} {meaning}"
             for name, (_, meaning) in _FOLDERS.items()
         ),
+        "  --distilled=FILE       of evaluate.py: a distilled.npz, of ours or "
+        "not",
         "  --plan                 of iadd.py: tells how long it takes, and "
         "stops",
         "  --compiled=FOLDER      compiled programs, kept for the next start; "
