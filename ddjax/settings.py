@@ -241,6 +241,15 @@ class Data(_Part):
     )
 
 
+def _check_own_network(name: str) -> str | None:
+    if models.has_batch_norm(models.build(name, num_classes=2)):
+        return (
+            "must be a network without batch norm, whose statistics of a few "
+            "images are no ground to distil on (it is for evaluate.models)"
+        )
+    return None
+
+
 @dataclasses.dataclass(frozen=True)
 class Model(_Part):
     """The network of students and teachers."""
@@ -250,7 +259,7 @@ class Model(_Part):
     name: str = _field(
         "convnet",
         "the student's and the teachers' network",
-        _passing(lambda name: models.build(name, num_classes=2)),
+        _check_own_network,
     )
     width: int = _field(128, "channels of each block", _at_least(1))
     depth: int = _field(3, "blocks; each halves the image", _at_least(1))
@@ -653,6 +662,24 @@ class Evaluate(_Part):
         "what else stands beside random real images: herding, k_centre, "
         "class_means, joined by commas; empty: nothing",
         _check_baselines,
+    )
+    labels: str = _field(
+        "soft",
+        "of distilled images in evaluate.py: soft, as they are stored, or "
+        "hard, the likeliest class",
+        _one_of("soft", "hard"),
+    )
+    search: str = _field(
+        "real",
+        "rows of evaluate.py --distilled whose learning rate is searched on "
+        "held-out images: none, real (all but the distilled), or all",
+        _one_of("none", "real", "all"),
+    )
+    resize: int = _field(
+        0,
+        "side in pixels that images are enlarged to for networks that do not "
+        "take them; 0: those are refused",
+        _not_negative,
     )
     full_steps: int = _field(
         32_000,

@@ -54,6 +54,7 @@ class Asked(NamedTuple):
       plan: whether a plan is all that is wanted.
       processes: of this run: (coordinator, their number or "auto", the number
         of this one); None where there is one.
+      distilled: a distilled file to test, of evaluate.py.
     """
 
     settings: Settings
@@ -63,6 +64,7 @@ class Asked(NamedTuple):
     fixed: tuple[str, ...] = ()
     plan: bool = False
     processes: tuple[str, str, int | None] | None = None
+    distilled: Path | None = None
 
 
 def main(
@@ -71,6 +73,7 @@ def main(
     *,
     planned: bool = False,
     spread: bool = False,
+    tests: bool = False,
 ) -> int:
     """Parses the command line, calls ``run``, and ends with a plain word.
 
@@ -79,6 +82,7 @@ def main(
       description: the script's docstring.
       planned: whether it has to do with runs that fill so many minutes.
       spread: whether it works in several processes.
+      tests: whether it takes a distilled file.
 
     Returns:
       The exit code: 0 done, 2 the user's mistake (one sentence on stderr),
@@ -106,6 +110,8 @@ def main(
             if not hosts.writes():
                 # What all of them would say is said once.
                 sys.stdout = open(os.devnull, "w")
+        if found.distilled and not tests:
+            raise InputError("--distilled= is for experiments/evaluate.py")
         run(found)
 
     return refusing(action)
@@ -168,6 +174,7 @@ def asked(argv: list[str]) -> Asked:
     )
     for name, (default, meaning) in _FOLDERS.items():
         flags.DEFINE_string(name, default, meaning, flag_values=found)
+    flags.DEFINE_string("distilled", None, "", flag_values=found)
     flags.DEFINE_bool("plan", False, "", flag_values=found)
     flags.DEFINE_string("compiled", None, "", flag_values=found)
     flags.DEFINE_string("coordinator", "", "", flag_values=found)
@@ -229,6 +236,7 @@ def asked(argv: list[str]) -> Asked:
         tuple(config_flags.get_override_values(found["config"])),
         found.plan,
         processes,
+        Path(found.distilled) if found.distilled else None,
     )
 
 
@@ -251,6 +259,8 @@ def _help(description: str) -> str:
             f"  {f'--{name}=FOLDER':22} {meaning}"
             for name, (_, meaning) in _FOLDERS.items()
         ),
+        "  --distilled=FILE       of evaluate.py: a distilled.npz, of ours or "
+        "not",
         "  --plan                 of iadd.py: tells how long it takes, and "
         "stops",
         "  --compiled=FOLDER      compiled programs, kept for the next start; "

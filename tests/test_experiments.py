@@ -173,7 +173,9 @@ def command(monkeypatch, capsys, iadd):
         monkeypatch.setattr(sys, "argv", [f"experiments/{name}.py", *arguments])
         monkeypatch.chdir(iadd.folder)
         script = door(name)
-        code = script.launch.main(script.run, script.__doc__)
+        code = script.launch.main(
+            script.run, script.__doc__, tests=name == "evaluate"
+        )
         said = capsys.readouterr()
         return code, said.out, said.err
 
@@ -235,6 +237,17 @@ def test_the_other_doors(iadd, command):
     assert (iadd.folder / "page" / "data.html").exists()
     code, out, err = command("evaluate", *iadd.flags(workdir="nowhere"))
     refused(code, err, "no distilled file")
+    distilled = f"--distilled={iadd.folder / 'run'}"
+    code, out, err = command(
+        "evaluate",
+        *iadd.flags(workdir="matrix"),
+        distilled,
+        "--config.evaluate.models=convnet,lenet",
+    )
+    refused(code, err, "a LeNet needs 12 pixels", "evaluate.resize")
+    assert not (iadd.folder / "matrix").exists()
+    code, out, err = command("teachers", *iadd.flags(), distilled)
+    refused(code, err, "experiments/evaluate.py")
 
 
 def test_the_door_of_pages(iadd, d2m, capsys):

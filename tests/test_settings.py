@@ -207,6 +207,12 @@ def test_presets_are_possible_settings(tmp_path):
     assert {part.iadd.ipc for part in own.values()} == {3}
 
 
+def test_no_distillation_through_batch_norm():
+    with pytest.raises(InputError, match=r"model\.name must .* batch norm"):
+        Settings.of({"model.name": "resnet18_bn"})
+    Settings.of({"evaluate.models": "resnet18_bn"})
+
+
 def test_a_folder_comes_before_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert presets.own("photos", 1)["data.source"] == "photos"

@@ -18,9 +18,14 @@ _MOST = 20  # classes in a table of all of them
 
 
 def read_scores(path: Path) -> dict[str, Results]:
+    """``results_of`` what an eval.json holds."""
+    return results_of(read_json(path))
+
+
+def results_of(content: Mapping[str, Any]) -> dict[str, Results]:
     """{row: {network: result}}; whatever is no result is left out."""
     scores: dict[str, Results] = {}
-    for row, results in read_json(path).items():
+    for row, results in content.items():
         for network, result in (
             results.items() if isinstance(results, dict) else ()
         ):

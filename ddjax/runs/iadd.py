@@ -40,7 +40,7 @@ from ddjax.runs import (
     workdir,
 )
 from ddjax.settings import Iadd, Settings
-from ddjax.types import InputError, Segment
+from ddjax.types import Segment
 
 __all__ = ["choose_initial", "distil", "run"]
 
@@ -467,14 +467,10 @@ def test_again(
       found: the distilled images.
 
     Raises:
-      InputError: they are of another shape than the test images.
+      InputError: they are of another shape than the test images, or of other
+        classes.
     """
-    if found.images.shape[1:] != task.image_shape:
-        raise InputError(
-            f"the distilled images are of {found.images.shape[1:]}, the "
-            f"config's data set of {task.image_shape}: name the config that "
-            "they were made with"
-        )
+    prepare.check_distilled(found, task)
     key = jax.random.fold_in(jax.random.key(settings.seed), _FINAL)
     for name, _, score in scores.tests_of(
         task, settings.evaluate, found.preprocessing
@@ -483,7 +479,7 @@ def test_again(
             key,
             evaluate.stored(
                 preprocess.apply(found.preprocessing, found.images),
-                found.labels,
+                scores.labels_of(found.labels, settings.evaluate),
             ),
             recipe=scores.recipe_of(settings.evaluate),
             learning_rate=found.learning_rate,

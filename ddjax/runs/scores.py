@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from ddjax import augment, evaluate, metrics, parallel, training
+from ddjax.data import classes
 from ddjax.runs.prepare import Task, as_input
 from ddjax.settings import METRICS, Evaluate, Settings
 from ddjax.types import Batch, InputError
@@ -26,7 +27,9 @@ __all__ = [
     "as_json",
     "by_metric",
     "given_real",
+    "hardened",
     "held_out",
+    "labels_of",
     "line",
     "looked_at",
     "print_table",
@@ -58,6 +61,16 @@ def recipe_of(part: Evaluate) -> training.Recipe:
 def by_metric(score: evaluate.EvalResult, metric: str) -> evaluate.EvalResult:
     """A result in the terms of one of ``METRICS``."""
     return score if metric == "accuracy" else evaluate.balanced(score)
+
+
+def labels_of(labels: np.ndarray, part: Evaluate) -> np.ndarray:
+    """Distilled labels [n k] as ``evaluate.labels`` has them."""
+    return labels if part.labels == "soft" else hardened(labels)
+
+
+def hardened(labels: np.ndarray) -> np.ndarray:
+    """Labels [n k] as one-hot ones of the likeliest class."""
+    return classes.one_hot(labels.argmax(-1), labels.shape[-1])
 
 
 # What states are selected by -------------------------------------------------
@@ -146,7 +159,7 @@ def tests_of(
     test = task.splits.test
     images, left = as_input(test.images, preprocessing or task.preprocessing)
     for name in part.model_names:
-        module = task.network(name)
+        module = task.network(name, part.resize)
         yield (
             name,
             module,

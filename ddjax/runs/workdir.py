@@ -37,6 +37,7 @@ __all__ = [
     "claimed",
     "described",
     "is_complete",
+    "made_with",
     "name_of",
     "planned",
     "recorded",
@@ -241,6 +242,17 @@ def check_same_data(workdir: Path, splits: sources.Splits) -> str:
     return data
 
 
+def made_with() -> dict[str, Any]:
+    """The {"versions", "device"} of what is made now."""
+    return {
+        "versions": {
+            name: metadata.version(name)
+            for name in ("ddjax", "jax", "flax", "optax", "numpy")
+        },
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
 @contextlib.contextmanager
 def claimed(
     settings: Settings,
@@ -296,12 +308,7 @@ def claimed(
                 **({"plan": plan} if plan else {}),
                 **(more or {}),
                 "command": command,
-                "versions": {
-                    name: metadata.version(name)
-                    for name in ("ddjax", "jax", "flax", "optax", "numpy")
-                },
-                "device": f"{jax.device_count()} x "
-                f"{jax.devices()[0].device_kind}",
+                **made_with(),
             },
         )
         hosts.meet()
