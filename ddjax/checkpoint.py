@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
-import json
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from ddjax.types import InputError
@@ -50,14 +51,23 @@ class Checkpoints:
             return "there is no checkpoint yet, but finished stages are kept"
         return f"the checkpoint of update {last} in {self.folder} is kept"
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, rows: int = 0) -> None:
         """Writes a state; returns when it is on the disk.
+
+        Args:
+          step: its number.
+          state: a pytree of arrays.
+          rows: lines of the metrics that belong to it.
 
         Raises:
           OSError: the disk is full or cannot be written.
         """
         try:
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+            self._manager.save(
+                step,
+                args=ocp.args.StandardSave(state),
+                custom_metadata={_DIGEST: _digest(state), _ROWS: rows},
+            )
         except ValueError as error:
             # The storage layer below Orbax hides the operating system's
             # error in a text.
@@ -66,6 +76,17 @@ class Checkpoints:
                     errno.ENOSPC, "No space left on device", str(self.folder)
                 ) from None
             raise
+
+    def rows(self, step: int) -> int:
+        """Lines of the metrics that belong to a checkpoint; 0 where an older
+        version wrote it."""
+        return self._known(step).get(_ROWS, 0)
+
+    def _known(self, step: int) -> dict[str, Any]:
+        try:
+            return self._manager.metadata(step).custom_metadata or {}
+        except Exception:  # damaged; the state itself may be whole
+            return {}
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
         """The latest state that can be read, or None.
@@ -89,7 +110,11 @@ class Checkpoints:
                 state = self._manager.restore(
                     step, args=ocp.args.StandardRestore(abstract)
                 )
-            except (ValueError, OSError, KeyError, json.JSONDecodeError):
+            # Of the many formats in there each has its own exceptions.
+            except Exception:
+                damaged.append(step)
+                continue
+            if self._known(step).get(_DIGEST) not in (None, _digest(state)):
                 damaged.append(step)
                 continue
             for bad in damaged:
@@ -111,3 +136,20 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for what is under way."""
         self._manager.close()
+
+
+# Beside a state. Not all that Orbax stores of one has a checksum of its own.
+_DIGEST, _ROWS = "sha256", "rows"
+
+
+def _digest(state: Any) -> str:
+    """Of all values of a state, with their places, types and shapes."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        leaf = np.asarray(leaf)
+        name = jax.tree_util.keystr(path)
+        digest.update(f"{name} {leaf.dtype} {leaf.shape}\n".encode())
+        digest.update(leaf.tobytes())
+    return digest.hexdigest()

@@ -52,8 +52,7 @@ def run(folder=None, last=8, stop=None, **changes):
 
 
 def lines(folder):
-    text = (folder / "metrics.jsonl").read_text()
-    found = [json.loads(line) for line in text.splitlines()]
+    found = metrics.read(folder / "metrics.jsonl")
     for row in found:
         row.pop("seconds", None)
     return found

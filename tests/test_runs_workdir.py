@@ -167,7 +167,7 @@ def test_a_field_that_an_older_version_did_not_have_was_at_its_default(
     claim(folder)
     checkpoint(folder)
     path = folder / "config.json"
-    found = json.loads(path.read_text())
+    found = files.read_json(path)
     del found["config"]["iadd.ipc"]
     path.write_text(json.dumps(found))
     assert claim(folder) == "run"

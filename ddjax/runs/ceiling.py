@@ -141,7 +141,7 @@ def full_data(
     digest = hashlib.sha256(json.dumps(shaped_by, sort_keys=True).encode())
     path = folder / f"full_data-{model}-{digest.hexdigest()[:12]}.json"
     try:
-        found = json.loads(path.read_text())
+        found = files.read_json(path)
         return (
             evaluate.summarise(
                 found["accuracy"], np.array(found["recall"], np.float64)
@@ -196,13 +196,15 @@ def full_data(
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(
         path,
-        {
-            "accuracy": result.accuracy.tolist(),
-            "recall": [scores.without_nan(row) for row in result.recall],
-            **how,
-            "searched": searched,
-            "shaped_by": shaped_by,
-        },
+        files.sealed(
+            {
+                "accuracy": result.accuracy.tolist(),
+                "recall": [scores.without_nan(row) for row in result.recall],
+                **how,
+                "searched": searched,
+                "shaped_by": shaped_by,
+            }
+        ),
     )
     return result, how
 

@@ -8,7 +8,6 @@ it. Runs with the same data and ``gan`` part share the folder.
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,7 +94,7 @@ def run(settings: Settings, shared: workdir.Shared) -> None:
     )
     folder = train(settings, task, shared)
     try:
-        found = json.loads((folder / "quality.json").read_text())
+        found = files.read_json(folder / "quality.json")
         score = evaluate.summarise(found["classification_accuracy"])
     except (OSError, ValueError, KeyError):
         raise InputError(
@@ -147,19 +146,19 @@ def train(
     folder = shared.generators / teachers.named_after(
         settings.data.source, shaped_by
     )
-    if (folder / "report.html").exists():
-        found = artifact.load_generator(folder / "generator.npz")
-        if found.metadata.get("shaped_by") != shaped_by:
-            raise InputError(
-                f"the generator in {folder} was pre-trained by another config: "
-                f"remove {folder} to train it again"
-            )
+    with files.alone(folder, "pre-trains a generator", print):
+        if (folder / "report.html").exists():
+            found = artifact.load_generator(folder / "generator.npz")
+            if found.metadata.get("shaped_by") != shaped_by:
+                raise InputError(
+                    f"the generator in {folder} was pre-trained by another "
+                    f"config: remove {folder} to train it again"
+                )
+            return folder
+        files.write_json(folder / "shaped_by.json", files.sealed(shaped_by))
+        state = _pretrain(settings, task, networks, folder)
+        _conclude(settings, task, networks, folder, shared, state, shaped_by)
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(folder / "shaped_by.json", shaped_by)
-    state = _pretrain(settings, task, networks, folder)
-    _conclude(settings, task, networks, folder, shared, state, shaped_by)
-    return folder
 
 
 def _pretrain(settings, task, networks, folder):
@@ -347,10 +346,8 @@ def _conclude(settings, task, networks, folder, shared, state, shaped_by):
         },
     )
     artifact.save_generator(folder / "generator.npz", found)
-    files.write_json(
-        folder / "quality.json",
-        quality(settings, task, shared, apply, params)
-        | {"size_in_images": found.size_in_images},
-    )
+    measured = quality(settings, task, shared, apply, params)
+    measured["size_in_images"] = found.size_in_images
+    files.write_json(folder / "quality.json", files.sealed(measured))
     # Last: the page is the sign that the folder is finished.
     page.write_page(folder)

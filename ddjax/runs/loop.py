@@ -121,7 +121,8 @@ def run(
             step, state = restored
             print(f"{name}: going on from the checkpoint of {unit} {step}")
         # Before the first checkpoint nothing is kept, not even a look.
-        written = metrics.Metrics(folder / "metrics.jsonl", step or -1)
+        least = checkpoints.rows(step) if step else 0
+        written = metrics.Metrics(folder / "metrics.jsonl", step or -1, least)
     state = place(state)
     good, good_step = state, step
 
@@ -172,7 +173,7 @@ def run(
             if checkpoints and (
                 step % log.checkpoint_every == 0 or step == last
             ):
-                checkpoints.save(step, state)
+                checkpoints.save(step, state, written.rows)
                 good, good_step = state, step
     finally:
         if own:

@@ -118,7 +118,7 @@ def recorded(workdir: Path) -> dict[str, object]:
 def _config_of(workdir: Path) -> dict[str, object] | None:
     """What config.json says; None where it is not what a run wrote."""
     try:
-        found = json.loads((workdir / "config.json").read_text())
+        found = files.read_json(workdir / "config.json")
         found["config"].keys(), found["data"], found["versions"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -281,21 +281,19 @@ def claimed(
         if not _is_held(workdir):
             _check_free(workdir)
             _clear(workdir)  # of a run that was killed early
-        files.write_json(
-            workdir / "config.json",
-            {
-                "config": described(settings, method),
-                "data": data,
-                **({"plan": plan} if plan else {}),
-                "command": command,
-                "versions": {
-                    name: metadata.version(name)
-                    for name in ("ddjax", "jax", "flax", "optax", "numpy")
-                },
-                "device": f"{jax.local_device_count()} x "
-                f"{jax.devices()[0].device_kind}",
+        content = {
+            "config": described(settings, method),
+            "data": data,
+            **({"plan": plan} if plan else {}),
+            "command": command,
+            "versions": {
+                name: metadata.version(name)
+                for name in ("ddjax", "jax", "flax", "optax", "numpy")
             },
-        )
+            "device": f"{jax.local_device_count()} x "
+            f"{jax.devices()[0].device_kind}",
+        }
+        files.write_json(workdir / "config.json", files.sealed(content))
         yield
     except BaseException:
         if not _is_held(workdir) and _config_of(workdir) is not None:
@@ -329,6 +327,7 @@ def _clear(workdir: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNUSABLE = (
     errno.EACCES,
     errno.EPERM,
@@ -345,7 +344,7 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in _FULL:
             raise InputError(
                 f"the disk is full ({error.filename or 'while writing'}): "
                 "free some space and run the same command, it goes on from "
