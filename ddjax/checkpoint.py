@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
+from ddjax import files
 from ddjax.types import InputError
 
 __all__ = ["Checkpoints"]
 
+# Not all that Orbax writes has a checksum of its own.
+_CHECKSUMS = "checksums.json"
+
 # Orbax tells at length of every save; what matters reaches the user as an
 # exception.
-logging.getLogger("absl").setLevel(logging.WARNING)
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -63,11 +65,7 @@ class Checkpoints:
           OSError: the disk is full or cannot be written.
         """
         try:
-            self._manager.save(
-                step,
-                args=ocp.args.StandardSave(state),
-                custom_metadata={_DIGEST: _digest(state), _ROWS: rows},
-            )
+            self._manager.save(step, args=ocp.args.StandardSave(state))
         except ValueError as error:
             # The storage layer below Orbax hides the operating system's
             # error in a text.
@@ -76,17 +74,42 @@ class Checkpoints:
                     errno.ENOSPC, "No space left on device", str(self.folder)
                 ) from None
             raise
+        # After a kill between the two the state is whole, and unchecked.
+        path = self._of(step)
+        content = {
+            "rows": rows,
+            "sha256": {
+                str(file.relative_to(path)): files.sha256(file)
+                for file in sorted(path.rglob("*"))
+                if file.is_file()
+            },
+        }
+        files.write_json(path / _CHECKSUMS, files.sealed(content))
+
+    def _of(self, step: int) -> Path:
+        return self.folder / str(step)
+
+    def _checked(self, step: int) -> dict[str, Any]:
+        """What is told beside a state; {} where an older version wrote it.
+
+        Raises:
+          ValueError: a file is not what was written.
+          OSError: one is gone.
+        """
+        path = self._of(step)
+        try:
+            told = files.read_json(path / _CHECKSUMS)
+        except FileNotFoundError:
+            return {}
+        for name, expected in told["sha256"].items():
+            if files.sha256(path / name) != expected:
+                raise files.DamagedFile(f"{path / name} has changed")
+        return told
 
     def rows(self, step: int) -> int:
-        """Lines of the metrics that belong to a checkpoint; 0 where an older
-        version wrote it."""
-        return self._known(step).get(_ROWS, 0)
-
-    def _known(self, step: int) -> dict[str, Any]:
-        try:
-            return self._manager.metadata(step).custom_metadata or {}
-        except Exception:  # damaged; the state itself may be whole
-            return {}
+        """Lines of the metrics that belong to a checkpoint that was restored;
+        0 where an older version wrote it."""
+        return self._checked(step).get("rows", 0)
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
         """The latest state that can be read, or None.
@@ -107,14 +130,13 @@ class Checkpoints:
         damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
+                # First: of damaged files Orbax prints more than it raises.
+                self._checked(step)
                 state = self._manager.restore(
                     step, args=ocp.args.StandardRestore(abstract)
                 )
             # Of the many formats in there each has its own exceptions.
             except Exception:
-                damaged.append(step)
-                continue
-            if self._known(step).get(_DIGEST) not in (None, _digest(state)):
                 damaged.append(step)
                 continue
             for bad in damaged:
@@ -136,20 +158,3 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for what is under way."""
         self._manager.close()
-
-
-# Beside a state. Not all that Orbax stores of one has a checksum of its own.
-_DIGEST, _ROWS = "sha256", "rows"
-
-
-def _digest(state: Any) -> str:
-    """Of all values of a state, with their places, types and shapes."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        leaf = np.asarray(leaf)
-        name = jax.tree_util.keystr(path)
-        digest.update(f"{name} {leaf.dtype} {leaf.shape}\n".encode())
-        digest.update(leaf.tobytes())
-    return digest.hexdigest()

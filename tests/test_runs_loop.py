@@ -1,12 +1,10 @@
 """The outer loop: what it draws, writes, looks at, keeps and refuses."""
 
-import json
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddjax import settings
+from ddjax import metrics, settings
 from ddjax.runs import loop
 from ddjax.types import InputError
 

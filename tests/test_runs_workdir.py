@@ -6,6 +6,7 @@ from errno import EACCES, EIO, ENOSPC
 import numpy as np
 import pytest
 
+from ddjax import files
 from ddjax.data.sources import Dataset, Splits
 from ddjax.runs import workdir
 from ddjax.settings import Settings

@@ -23,7 +23,7 @@ from ddjax.runs.prepare import Task
 from ddjax.settings import Evaluate, Settings
 from ddjax.types import Batch
 
-__all__ = ["BATCH", "Length", "choose", "full_data"]
+__all__ = ["BATCH", "Length", "choose", "full_data", "kept"]
 
 # What the draws are folded with; the numbers are names.
 _FULL_DATA = 4
@@ -140,16 +140,9 @@ def full_data(
     }
     digest = hashlib.sha256(json.dumps(shaped_by, sort_keys=True).encode())
     path = folder / f"full_data-{model}-{digest.hexdigest()[:12]}.json"
-    try:
-        found = files.read_json(path)
-        return (
-            evaluate.summarise(
-                found["accuracy"], np.array(found["recall"], np.float64)
-            ),
-            {name: found[name] for name in ("steps", "learning_rate", "cut")},
-        )
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        pass  # not there, or damaged: it can be had again
+    found = kept(path)
+    if found is not None:
+        return found
     data, left = task.training_data(weights)
     count = len(data.images)
     if isinstance(data, Batch):
@@ -207,6 +200,21 @@ def full_data(
         ),
     )
     return result, how
+
+
+def kept(path: Path) -> tuple[evaluate.EvalResult, dict[str, Any]] | None:
+    """What ``full_data`` has written; None where it is not there, or damaged:
+    it can be had again."""
+    try:
+        found = files.read_json(path)
+        return (
+            evaluate.summarise(
+                found["accuracy"], np.array(found["recall"], np.float64)
+            ),
+            {name: found[name] for name in ("steps", "learning_rate", "cut")},
+        )
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _bounds(part: Evaluate, steps_of: int) -> tuple[int, int | None]:

@@ -20,6 +20,7 @@ from ddjax import (
     evaluate,
     files,
     iadd,
+    metrics,
     parallel,
     training,
     trajectories,
@@ -423,6 +424,7 @@ def conclude(
                 "config": settings.flat(),
                 "versions": workdir.recorded(folder)["versions"],
                 "scores": table,
+                "metrics_rows": len(metrics.read(folder / "metrics.jsonl")),
             },
         ),
     )
