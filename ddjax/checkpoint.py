@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +71,14 @@ class Checkpoints:
         except ValueError as error:
             # The storage layer below Orbax hides the operating system's
             # error in a text.
-            if "No space left" in str(error):
-                raise OSError(
-                    errno.ENOSPC, "No space left on device", str(self.folder)
-                ) from None
-            raise
+            hidden = re.search(r"os_error_code='(\d+)'", str(error))
+            if hidden:
+                code = int(hidden[1])
+            elif "No space left" in str(error):
+                code = errno.ENOSPC
+            else:
+                raise
+            raise OSError(code, os.strerror(code), str(self.folder)) from None
         # After a kill between the two the state is whole, and unchecked.
         path = self._of(step)
         content = {

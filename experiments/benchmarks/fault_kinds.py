@@ -493,9 +493,9 @@ def full(
         _value(kind, folder / name, folder) for name in ("before", "after")
     )
     found = []
-    for _ in range(cases):
-        copy = folder / "copy"
-        shutil.rmtree(copy, ignore_errors=True)
+    for case in range(cases):
+        # A folder each: threads of a write that failed may still be at it.
+        copy = folder / f"copy{case}"
         shutil.copytree(folder / "before", copy)
         size = int(rng.integers(1, largest))
         found.append((f"{size} bytes", _filled(kind, copy, size, old, new)))
