@@ -275,6 +275,12 @@ def _wrong_names(metadata: Any, count: int) -> str | None:
         isinstance(name, str) and classes.is_showable(name) for name in names
     ):
         return "a class's name is empty, or not a text that can be shown"
+    for name in ("config", "scores"):
+        if not isinstance(metadata.get(name, {}), dict):
+            return f"{name} in its metadata is no table"
+    rate = metadata.get("learning_rate", 0.01)
+    if not isinstance(rate, int | float) or not 0 < rate < math.inf:
+        return f"the learning rate in its metadata is {rate!r}"
     return None
 
 

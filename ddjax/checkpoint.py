@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ddjax import hosts
+from ddjax import files, hosts
 from ddjax.types import InputError
 
 __all__ = ["Checkpoints"]
 
+# Not all that Orbax writes has a checksum of its own.
+_CHECKSUMS = "checksums.json"
+
 # Orbax tells at length of every save; what matters reaches the user as an
 # exception.
-logging.getLogger("absl").setLevel(logging.WARNING)
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -69,13 +73,18 @@ class Checkpoints:
         return f"the checkpoint of update {last} in {self.folder} is kept"
 
     def save(
-        self, step: int, state: Any, instead_of: int | None = None
+        self,
+        step: int,
+        state: Any,
+        rows: int = 0,
+        instead_of: int | None = None,
     ) -> None:
         """Writes a state; returns when it is on the disk.
 
         Args:
           step: of the state.
           state: a pytree of arrays and typed keys.
+          rows: lines of the metrics that belong to it.
           instead_of: the step of a checkpoint that is then not needed.
 
         Raises:
@@ -91,11 +100,50 @@ class Checkpoints:
         except ValueError as error:
             # The storage layer below Orbax hides the operating system's
             # error in a text.
-            if "No space left" in str(error):
-                raise OSError(
-                    errno.ENOSPC, "No space left on device", str(self.folder)
-                ) from None
-            raise
+            hidden = re.search(r"os_error_code='(\d+)'", str(error))
+            if hidden:
+                code = int(hidden[1])
+            elif "No space left" in str(error):
+                code = errno.ENOSPC
+            else:
+                raise
+            raise OSError(code, os.strerror(code), str(self.folder)) from None
+        # After a kill between the two the state is whole, and unchecked.
+        path = self._of(step)
+        content = {
+            "rows": rows,
+            "sha256": {
+                str(file.relative_to(path)): files.sha256(file)
+                for file in sorted(path.rglob("*"))
+                if file.is_file()
+            },
+        }
+        files.write_json(path / _CHECKSUMS, files.sealed(content))
+
+    def _of(self, step: int) -> Path:
+        return self.folder / str(step)
+
+    def _checked(self, step: int) -> dict[str, Any]:
+        """What is told beside a state; {} where an older version wrote it.
+
+        Raises:
+          ValueError: a file is not what was written.
+          OSError: one is gone.
+        """
+        path = self._of(step)
+        try:
+            told = files.read_json(path / _CHECKSUMS)
+        except FileNotFoundError:
+            return {}
+        for name, expected in told["sha256"].items():
+            if files.sha256(path / name) != expected:
+                raise files.DamagedFile(f"{path / name} has changed")
+        return told
+
+    def rows(self, step: int) -> int:
+        """Lines of the metrics that belong to a checkpoint that was restored;
+        0 where an older version wrote it."""
+        return self._checked(step).get("rows", 0)
 
     def restore(self, like: Any, every: int = 1) -> tuple[int, Any] | None:
         """The latest state that can be read, or None.
@@ -123,10 +171,13 @@ class Checkpoints:
             if step % every:
                 continue
             try:
+                # First: of damaged files Orbax prints more than it raises.
+                self._checked(step)
                 state = self._manager.restore(
                     step, args=ocp.args.StandardRestore(abstract)
                 )
-            except (ValueError, OSError, KeyError, json.JSONDecodeError):
+            # Of the many formats in there each has its own exceptions.
+            except Exception:
                 damaged.append(step)
                 continue
             for bad in damaged:

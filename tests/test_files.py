@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import pickle
+import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -79,6 +81,56 @@ def test_json(path):
     with pytest.raises(TypeError):
         files.write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": [1, None]}
+
+
+def test_sealed_json(path):
+    files.write_json(path, files.sealed({"b": (1, 2), "a": {"0": None}}))
+    assert files.read_json(path) == {"b": [1, 2], "a": {"0": None}}
+    text = path.read_text()
+    for old, new in (("1", "3"), ('"a"', '"c"'), ("checksum", "checksun")):
+        path.write_text(text.replace(old, new, 1))
+        if old == "checksum":  # as of an older version, with a field more
+            assert files.read_json(path)["b"] == [1, 2]
+            continue
+        with pytest.raises(files.DamagedFile, match="has changed"):
+            files.read_json(path)
+    path.write_text('{"a": 1}')
+    assert files.read_json(path) == {"a": 1}
+    for content in ("[]", "{", "[" * 100_000, "\x00"):
+        path.write_text(content)
+        with pytest.raises(files.DamagedFile):
+            files.read_json(path)
+
+
+def test_one_waits_for_the_other(tmp_path):
+    said, done = [], []
+
+    def work():
+        with files.alone(tmp_path / "new", "works", said.append):
+            done.append("second")
+
+    with files.alone(tmp_path / "new", "works", said.append):
+        thread = threading.Thread(target=work)
+        thread.start()
+        while not said:
+            time.sleep(0.01)
+        done.append("first")
+    thread.join()
+    assert done == ["first", "second"]
+    assert said == [
+        f"another process works in {tmp_path / 'new'}: waiting for it"
+    ]
+
+
+def test_a_folder_that_can_only_be_read_is_not_waited_for(
+    tmp_path, monkeypatch
+):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(files.filelock.FileLock, "acquire", refuse)
+    with files.alone(tmp_path, "works", pytest.fail):
+        pass
 
 
 def test_sha256(path):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddjax import settings
+from ddjax import metrics, settings
 from ddjax.runs import loop
 from ddjax.types import InputError
 
@@ -54,8 +54,7 @@ def run(folder=None, last=8, stop=None, **changes):
 
 
 def lines(folder):
-    text = (folder / "metrics.jsonl").read_text()
-    found = [json.loads(line) for line in text.splitlines()]
+    found = metrics.read(folder / "metrics.jsonl")
     for row in found:
         row.pop("seconds", None)
     return found

@@ -179,7 +179,9 @@ def init_params(
       A plain dict of dicts of arrays.
 
     Raises:
-      InputError: the image is too small for the network.
+      InputError: the image is empty, or too small for the network.
     """
+    if min(image_shape) < 1:
+        raise InputError(f"there are no images of shape {tuple(image_shape)}")
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     return module.lazy_init(key, images)["params"]

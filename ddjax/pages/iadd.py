@@ -89,6 +89,7 @@ def write_page(workdir: Path) -> Path:
     )
     records = artefacts.read_metrics(workdir / "metrics.jsonl")
     metadata = json.loads(str(data["metadata"]))
+    scores.check_told(workdir, metadata, records)
     metric = scores.metric_of(config, metadata)
     method = str(metadata.get("method", "")).upper()
     selected = metadata.get("selected_step")

@@ -23,7 +23,7 @@ from ddjax.runs.prepare import Task
 from ddjax.settings import Evaluate, Settings
 from ddjax.types import Batch
 
-__all__ = ["BATCH", "Length", "choose", "full_data"]
+__all__ = ["BATCH", "Length", "choose", "full_data", "kept"]
 
 # What the draws are folded with; the numbers are names.
 _FULL_DATA = 4
@@ -142,11 +142,7 @@ def full_data(
     path = folder / f"full_data-{model}-{digest.hexdigest()[:12]}.json"
     found = hosts.from_writer(lambda: _stored(path))
     if found is not None:
-        accuracy, recall, how = found
-        return (
-            evaluate.summarise(accuracy, np.array(recall, np.float64)),
-            how,
-        )
+        return _told(found)
     data, left = task.training_data(weights)
     count = len(data.images)
     if isinstance(data, Batch):
@@ -194,29 +190,46 @@ def full_data(
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_json(
             path,
-            {
-                "accuracy": result.accuracy.tolist(),
-                "recall": [scores.without_nan(row) for row in result.recall],
-                **how,
-                "searched": searched,
-                "shaped_by": shaped_by,
-            },
+            files.sealed(
+                {
+                    "accuracy": result.accuracy.tolist(),
+                    "recall": [
+                        scores.without_nan(row) for row in result.recall
+                    ],
+                    **how,
+                    "searched": searched,
+                    "shaped_by": shaped_by,
+                }
+            ),
         )
     return result, how
 
 
-def _stored(path: Path) -> tuple[Any, Any, dict[str, Any]] | None:
-    """(accuracies, recalls, the rest) of an earlier run."""
+def kept(path: Path) -> tuple[evaluate.EvalResult, dict[str, Any]] | None:
+    """What ``full_data`` has written; None where it is not there, or damaged:
+    it can be had again."""
+    found = _stored(path)
+    return None if found is None else _told(found)
+
+
+def _stored(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text())
-        np.array(found["recall"], np.float64)
-        return (
-            found["accuracy"],
-            found["recall"],
-            {name: found[name] for name in ("steps", "learning_rate", "cut")},
-        )
+        found = files.read_json(path)
+        _told(found)
+        return found
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None  # not there, or damaged: it can be had again
+        return None
+
+
+def _told(
+    found: dict[str, Any],
+) -> tuple[evaluate.EvalResult, dict[str, Any]]:
+    return (
+        evaluate.summarise(
+            found["accuracy"], np.array(found["recall"], np.float64)
+        ),
+        {name: found[name] for name in ("steps", "learning_rate", "cut")},
+    )
 
 
 def _bounds(part: Evaluate, steps_of: int) -> tuple[int, int | None]:

@@ -14,7 +14,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddjax import artifact, d2m, evaluate, files, models, parallel, training
+from ddjax import (
+    artifact,
+    d2m,
+    evaluate,
+    files,
+    metrics,
+    models,
+    parallel,
+    training,
+)
 from ddjax.data import classes, preprocess, sources
 from ddjax.pages import d2m as page
 from ddjax.pages import gan as gan_page
@@ -415,6 +424,7 @@ def conclude(
                     for name, value in given.metadata.items()
                     if name == "imported"
                 },
+                "metrics_rows": len(metrics.read(folder / "metrics.jsonl")),
             }
         ),
     )

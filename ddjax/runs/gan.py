@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,7 +97,7 @@ def run(settings: Settings, shared: workdir.Shared) -> None:
     )
     folder = train(settings, task, shared)
     try:
-        found = json.loads((folder / "quality.json").read_text())
+        found = files.read_json(folder / "quality.json")
         score = evaluate.summarise(found["classification_accuracy"])
     except (OSError, ValueError, KeyError):
         raise InputError(
@@ -162,20 +161,20 @@ def train(
     folder = shared.generators / teachers.named_after(
         settings.data.source, shaped_by
     )
-    if (folder / "report.html").exists():
-        found = artifact.load_generator(folder / "generator.npz")
-        if found.metadata.get("shaped_by") != shaped_by:
-            raise InputError(
-                f"the generator in {folder} was pre-trained by another config: "
-                f"remove {folder} to train it again"
-            )
+    with files.alone(folder, "pre-trains a generator", print):
+        if (folder / "report.html").exists():
+            found = artifact.load_generator(folder / "generator.npz")
+            if found.metadata.get("shaped_by") != shaped_by:
+                raise InputError(
+                    f"the generator in {folder} was pre-trained by another "
+                    f"config: remove {folder} to train it again"
+                )
+            return folder
+        files.write_json(folder / "shaped_by.json", files.sealed(shaped_by))
+        state = _pretrain(settings, task, networks, folder)
+        found, cut = _kept(settings, task, networks, folder, state, shaped_by)
+        _conclude(settings, task, folder, shared, found, cut)
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(folder / "shaped_by.json", shaped_by)
-    state = _pretrain(settings, task, networks, folder)
-    found, cut = _kept(settings, task, networks, folder, state, shaped_by)
-    _conclude(settings, task, folder, shared, found, cut)
-    return folder
 
 
 def _pretrain(settings, task, networks, folder):
@@ -443,6 +442,6 @@ def _conclude(settings, task, folder, shared, found, cut):
         told["cut"] = cut
         told["metric"] = settings.evaluate.metric
         told["selected_step"] = found.metadata["selected_step"]
-    files.write_json(folder / "quality.json", told)
+    files.write_json(folder / "quality.json", files.sealed(told))
     # Last: the page is the sign that the folder is finished.
     page.write_page(folder)

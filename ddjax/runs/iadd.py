@@ -21,6 +21,7 @@ from ddjax import (
     files,
     hosts,
     iadd,
+    metrics,
     parallel,
     training,
     trajectories,
@@ -388,8 +389,13 @@ def look(
 
 def _load_look(folder: Path, step: int) -> iadd.Distilled:
     path = folder / "looks" / f"{step:07d}.npz"
-    with np.load(path, allow_pickle=False) as file:
-        return iadd.Distilled(**{name: file[name] for name in file.files})
+    try:
+        return iadd.Distilled(**files.read_npz(path))
+    except (FileNotFoundError, files.DamagedFile, TypeError):
+        raise InputError(
+            f"{path} is damaged or gone: remove {folder} and run the same "
+            "command to start again"
+        ) from None
 
 
 def conclude(
@@ -433,6 +439,7 @@ def conclude(
                 "config": settings.flat(),
                 "versions": workdir.recorded(folder)["versions"],
                 "scores": table,
+                "metrics_rows": len(metrics.read(folder / "metrics.jsonl")),
             },
         ),
     )

@@ -173,7 +173,10 @@ def run(
             good = place(good)
         if hosts.writes():
             # Before the first checkpoint nothing is kept, not even a look.
-            written = metrics.Metrics(folder / "metrics.jsonl", step or -1)
+            least = checkpoints.rows(step) if step else 0
+            written = metrics.Metrics(
+                folder / "metrics.jsonl", step or -1, least
+            )
     state = place(state)
     if good is None:
         good, good_step = state, step
@@ -228,7 +231,7 @@ def run(
                 good, good_step = state, step
             stopped = hosts.agreed(_terminated)
             if checkpoints and (due or stopped):
-                checkpoints.save(step, state, between)
+                checkpoints.save(step, state, written.rows, between)
                 between = None if due else step
             if stopped:
                 raise Terminated

@@ -119,7 +119,7 @@ def recorded(workdir: Path) -> dict[str, object]:
 def _config_of(workdir: Path) -> dict[str, object] | None:
     """What config.json says; None where it is not what a run wrote."""
     try:
-        found = json.loads((workdir / "config.json").read_text())
+        found = files.read_json(workdir / "config.json")
         found["config"].keys(), found["data"], found["versions"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -300,17 +300,15 @@ def claimed(
         if not _is_held(workdir):
             _check_free(workdir)
             _clear(workdir)  # of a run that was killed early
-        files.write_json(
-            workdir / "config.json",
-            {
-                "config": described(settings, method),
-                "data": data,
-                **({"plan": plan} if plan else {}),
-                **(more or {}),
-                "command": command,
-                **made_with(),
-            },
-        )
+        content = {
+            "config": described(settings, method),
+            "data": data,
+            **({"plan": plan} if plan else {}),
+            **(more or {}),
+            "command": command,
+            **made_with(),
+        }
+        files.write_json(workdir / "config.json", files.sealed(content))
         hosts.meet()
         yield
     except BaseException:
@@ -345,6 +343,7 @@ def _clear(workdir: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNUSABLE = (
     errno.EACCES,
     errno.EPERM,
@@ -361,7 +360,7 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in _FULL:
             raise InputError(
                 f"the disk is full ({error.filename or 'while writing'}): "
                 "free some space and run the same command, it goes on from "
