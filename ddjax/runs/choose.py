@@ -4,17 +4,22 @@ A good generator loses to real images of the same number for want of coverage:
 what it draws by chance lies close together. Here it makes many more images than
 are asked for, those that a trained network takes for another class are left
 out, and of the rest some are kept by what that network sees in them, beside
-what it sees in the real images. Nothing is trained.
+what it sees in the real images. Nothing is trained. "latents" goes on from
+there: it moves the noise of the images that "centres" keeps; see
+``ddjax/matching.py``.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ddjax import artifact
+from ddjax import artifact, d2m, gan, matching
 from ddjax.data import selection
 from ddjax.runs import baselines, protocols
 from ddjax.runs.prepare import Task
@@ -22,7 +27,7 @@ from ddjax.types import InputError, Params
 
 __all__ = ["CHOICES", "Chooser", "centres", "check", "moments"]
 
-CHOICES = ("random", "centres", "moments")
+CHOICES = ("random", "centres", "moments", "latents")
 
 _TIMES = 50  # as many images are made as are kept
 _MOST_VALUES = 1 << 28  # of the images made at a time, 1 GiB
@@ -112,22 +117,54 @@ def _moments(groups: np.ndarray) -> np.ndarray:
     )
 
 
-_WAYS = {"centres": centres, "moments": moments}
+_WAYS = {"centres": centres, "moments": moments, "latents": centres}
+
+_STEPS = 200
+_RATE = 0.05  # of Adam, in deviations of the noise
+_MOST_REAL = 500  # images of a class that moments are taken of
+_TOGETHER = 100  # latents that are moved together,
+_POSITIONS = 1 << 17  # and pixels of their images, of any number of channels
+
+
+@functools.partial(
+    jax.jit, static_argnames=("apply", "module", "steps", "rate")
+)
+def _matched(
+    noise, label, networks, real, params, preprocessing, *, apply, module, **how
+):
+    labels = jnp.full(len(noise), label)
+
+    def features_of(network, noise):
+        pixels = d2m.decode(apply, params, noise, labels)
+        return baselines.seen_at_once(
+            network, pixels, preprocessing, module=module
+        )[1]
+
+    return matching.match(noise, networks, real, features_of=features_of, **how)
 
 
 class Chooser:
     """Chooses among a generator's images by the real ones of a task."""
 
-    def __init__(self, task: Task, params: Params, how: str):
+    def __init__(
+        self,
+        task: Task,
+        params: Params,
+        how: str,
+        networks: Sequence[Params] = (),
+    ):
         """
         Args:
           task: data and network.
           params: of a trained network, such as a teacher's last snapshot.
-          how: "centres" or "moments".
+          how: "centres", "moments" or "latents".
+          networks: with "latents", the params of those that compare.
         """
         check(how)
         self._task, self._params, self._how = task, params, how
+        self._networks = list(networks)
         self._real: dict[int, np.ndarray] = {}
+        self._moments: dict[int, matching.Moments] = {}
 
     def images(
         self, found: artifact.GeneratorArtifact, params: Any, labels: Any, key
@@ -147,6 +184,18 @@ class Chooser:
         """
         labels = np.asarray(labels)
         result = np.zeros((len(labels), *self._task.image_shape), np.float32)
+        for label in np.unique(labels):
+            where = np.flatnonzero(labels == label)
+            noise = self._of_class(found, params, int(label), len(where), key)
+            result[where] = _made(found, params, label, noise)
+        return result
+
+    def noise(
+        self, found: artifact.GeneratorArtifact, params: Any, labels: Any, key
+    ) -> np.ndarray:
+        """[n d] float32, what ``images`` makes its images of; see there."""
+        labels = np.asarray(labels)
+        result = np.zeros((len(labels), found.apply.noise_size), np.float32)
         for label in np.unique(labels):
             where = np.flatnonzero(labels == label)
             result[where] = self._of_class(
@@ -170,22 +219,74 @@ class Chooser:
                 f"{count:,} images of class {name!r} are too many to choose: "
                 "lower --ipc, or take --choose=random"
             )
-        pixels = np.asarray(
-            protocols.make(
-                found.apply,
-                params,
-                jax.random.fold_in(key, label),
-                np.full(many, label, np.int32),
+        noise = np.asarray(
+            gan.noise(
+                jax.random.fold_in(key, label), many, found.apply.noise_size
             )
         )
         logits, features = baselines.seen(
-            self._params, self._task, pixels, np.arange(many)
+            self._params,
+            self._task,
+            _made(found, params, label, noise),
+            np.arange(many),
         )
         understood = np.flatnonzero(logits.argmax(1) == label)
         if len(understood) < count:
             understood = np.arange(many)
         choice = _WAYS[self._how]
-        return pixels[understood[choice(real, features[understood], count)]]
+        noise = noise[understood[choice(real, features[understood], count)]]
+        if self._how == "latents":
+            return self._moved(found, params, label, noise)
+        return noise
+
+    def _moved(self, found, params, label, noise):
+        """Part by part towards the real moments, in bounded memory."""
+        height, width, _ = self._task.image_shape
+        most = max(1, min(_TOGETHER, _POSITIONS // (height * width)))
+        parts = np.array_split(noise, -(-len(noise) // most))
+        return np.concatenate(
+            [
+                _matched(
+                    part,
+                    label,
+                    self._stacked,
+                    self._real_moments(label),
+                    params,
+                    self._task.preprocessing,
+                    apply=found.apply,
+                    module=self._task.module,
+                    steps=_STEPS,
+                    rate=_RATE,
+                )[0]
+                for part in parts
+            ]
+        )
+
+    @functools.cached_property
+    def _stacked(self):
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *self._networks)
+
+    def _real_moments(self, label):
+        """Of each network, [m d]; of some of the real images where there are
+        many, evenly chosen."""
+        if label not in self._moments:
+            members = np.flatnonzero(self._task.splits.train.labels == label)
+            if len(members) > _MOST_REAL:
+                members = members[
+                    np.arange(_MOST_REAL) * len(members) // _MOST_REAL
+                ]
+            found = [
+                matching.moments(
+                    jnp.asarray(
+                        baselines.features(network, self._task, members)
+                    )
+                )
+                for network in self._networks
+            ]
+            self._moments[label] = jax.tree.map(
+                lambda *leaves: jnp.stack(leaves), *found
+            )
+        return self._moments[label]
 
     def _real_features(self, label):
         if label not in self._real:
@@ -194,3 +295,12 @@ class Chooser:
                 self._params, self._task, np.flatnonzero(train.labels == label)
             )
         return self._real[label]
+
+
+def _made(found, params, label, noise):
+    """Pixels [n h w c] of noise [n d], all of a class."""
+    return np.asarray(
+        protocols.decode(
+            found.apply, params, noise, np.full(len(noise), label, np.int32)
+        )
+    )

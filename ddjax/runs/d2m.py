@@ -17,7 +17,6 @@ import numpy as np
 from ddjax import artifact, d2m, evaluate, files, models, parallel, training
 from ddjax.data import classes, preprocess, sources
 from ddjax.pages import d2m as page
-from ddjax.pages import gan as gan_page
 from ddjax.pages.pictures import save_picture
 from ddjax.runs import (
     baselines,
@@ -77,7 +76,7 @@ def run(
         settings.data, settings.model, settings.seed, shared.data
     )
     check(settings.d2m, task)
-    given, kept = None, folder / "generator" / "pretrained.npz"
+    given, kept = None, gan.kept_copy(folder)
     if workdir.recorded(folder) and kept.exists():
         # Of a run that was stopped: it goes on with its own.
         given = artifact.load_generator(kept)
@@ -91,14 +90,7 @@ def run(
         gan.networks_of(settings.gan, task)
     # Only now, when the settings have proved possible, is the folder taken.
     with workdir.claimed(settings, folder, "d2m", task.splits, command):
-        if given is None:
-            pretraining = gan.train(settings, task, shared)
-            given = artifact.load_generator(pretraining / "generator.npz")
-            gan_page.copy_pretraining(pretraining, folder)
-        given = given._replace(preprocessing=task.preprocessing)
-        if not kept.exists():
-            kept.parent.mkdir(exist_ok=True)
-            artifact.save_generator(kept, given)
+        given = gan.of_run(settings, folder, task, shared, given)
         draw_network = draw_network_of(settings, task, shared.teachers)
         distil(settings, folder, task, given, draw_network)
         conclude(settings, folder, task, given, shared.teachers)
