@@ -592,9 +592,9 @@ class D2m(_Part):
     )
     choose: str = _field(
         "centres",
-        "stored images as further rows, by a teacher's features: centres, "
-        "moments, or none; not with networks=random",
-        _one_of("none", "centres", "moments"),
+        "stored images as further rows, by teachers' features: centres, "
+        "moments, latents (slow), or none; not with networks=random",
+        _one_of("none", "centres", "moments", "latents"),
     )
 
     def _check_together(self) -> None:

@@ -186,8 +186,9 @@ class Chooser:
         result = np.zeros((len(labels), *self._task.image_shape), np.float32)
         for label in np.unique(labels):
             where = np.flatnonzero(labels == label)
-            noise = self._of_class(found, params, int(label), len(where), key)
-            result[where] = _made(found, params, label, noise)
+            result[where] = self._of_class(
+                found, params, int(label), len(where), key
+            )[1]
         return result
 
     def noise(
@@ -200,10 +201,11 @@ class Chooser:
             where = np.flatnonzero(labels == label)
             result[where] = self._of_class(
                 found, params, int(label), len(where), key
-            )
+            )[0]
         return result
 
     def _of_class(self, found, params, label, count, key):
+        """(noise [count d], the images made of it)"""
         real = self._real_features(label)
         name = self._task.splits.train.class_names[label]
         if count > len(real):
@@ -219,25 +221,24 @@ class Chooser:
                 f"{count:,} images of class {name!r} are too many to choose: "
                 "lower --ipc, or take --choose=random"
             )
-        noise = np.asarray(
-            gan.noise(
-                jax.random.fold_in(key, label), many, found.apply.noise_size
-            )
-        )
+        key, labels = jax.random.fold_in(key, label), np.full(many, label)
+        labels = labels.astype(np.int32)
+        pixels = np.asarray(protocols.make(found.apply, params, key, labels))
         logits, features = baselines.seen(
-            self._params,
-            self._task,
-            _made(found, params, label, noise),
-            np.arange(many),
+            self._params, self._task, pixels, np.arange(many)
         )
         understood = np.flatnonzero(logits.argmax(1) == label)
         if len(understood) < count:
             understood = np.arange(many)
         choice = _WAYS[self._how]
-        noise = noise[understood[choice(real, features[understood], count)]]
-        if self._how == "latents":
-            return self._moved(found, params, label, noise)
-        return noise
+        kept = understood[choice(real, features[understood], count)]
+        noise = np.asarray(gan.noise(key, many, found.apply.noise_size))[kept]
+        if self._how != "latents":
+            return noise, pixels[kept]
+        noise = self._moved(found, params, label, noise)
+        return noise, np.asarray(
+            protocols.decode(found.apply, params, noise, labels[:count])
+        )
 
     def _moved(self, found, params, label, noise):
         """Part by part towards the real moments, in bounded memory."""
@@ -295,12 +296,3 @@ class Chooser:
                 self._params, self._task, np.flatnonzero(train.labels == label)
             )
         return self._real[label]
-
-
-def _made(found, params, label, noise):
-    """Pixels [n h w c] of noise [n d], all of a class."""
-    return np.asarray(
-        protocols.decode(
-            found.apply, params, noise, np.full(len(noise), label, np.int32)
-        )
-    )

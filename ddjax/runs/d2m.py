@@ -36,6 +36,7 @@ from ddjax.types import InputError, Params
 __all__ = [
     "Groups",
     "check",
+    "chooser",
     "distil",
     "draw_network_of",
     "run",
@@ -44,6 +45,9 @@ __all__ = [
 
 # What each stage's key is folded with; the numbers are names.
 _STATE, _BATCHES, _LOOKS = range(200, 203)
+_COMPARED = 204
+
+_NETWORKS = 10  # that latents are moved by
 
 
 def run(
@@ -397,7 +401,7 @@ def final_scores(
         task,
         given,
         {"distilled": found.params, "pretrained": given.params},
-        _chooser(settings, task, trained),
+        _chosen(settings, task, teachers_folder),
     )
     names = part.baseline_names
     picks = baselines.pick(names, task, trained, list(recipes))
@@ -432,10 +436,33 @@ def trained_network(
     return store.snapshot(0, store.epochs)
 
 
-def _chooser(settings, task, trained):
-    if trained is None or settings.d2m.choose == "none":
+def chooser(
+    settings: Settings, task: prepare.Task, teachers_folder: Path, how: str
+) -> choose.Chooser | None:
+    """What chooses among generated images; None with d2m.networks=random.
+
+    Args:
+      settings: of the run.
+      task: data and network.
+      teachers_folder: the parent of all teachers.
+      how: of ``choose.CHOICES``, other than random.
+    """
+    trained = trained_network(settings, task, teachers_folder)
+    if trained is None:
         return None
-    return choose.Chooser(task, trained, settings.d2m.choose).images
+    networks = []
+    if how == "latents":
+        key = jax.random.fold_in(jax.random.key(settings.seed), _COMPARED)
+        draw = draw_network_of(settings, task, teachers_folder)
+        networks = [draw(jax.random.fold_in(key, i)) for i in range(_NETWORKS)]
+    return choose.Chooser(task, trained, how, networks)
+
+
+def _chosen(settings, task, teachers_folder):
+    if settings.d2m.choose == "none":
+        return None
+    found = chooser(settings, task, teachers_folder, settings.d2m.choose)
+    return found and found.images
 
 
 def load_sides(folder: Path) -> dict[str, artifact.GeneratorArtifact]:
@@ -475,11 +502,7 @@ def test_again(
             task,
             found,
             {side: kept.params for side, kept in sides.items()},
-            _chooser(
-                settings,
-                task,
-                trained_network(settings, task, teachers_folder),
-            ),
+            _chosen(settings, task, teachers_folder),
         ),
         settings.evaluate.metric,
     )
