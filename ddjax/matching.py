@@ -1,19 +1,18 @@
-"""Latents moved until their images look to networks like the real ones.
+"""Latents moved until their images stand for clusters of the real ones.
 
-The mean and the deviation of each feature over a class's generated images are
-brought near those of its real images, for many networks in turn, by moving the
-noise that a generator makes the images of.
+Each generated image is given a cluster of its class's real images, and its
+features are brought near the mean of the cluster's, for many networks in turn,
+by moving the noise that a generator makes the image of.
 
 Source: distribution matching (Zhao and Bilen, "Dataset Condensation with
-Distribution Matching", WACV 2023), which moves pixels to match means of random
-networks' features. Noise in the place of pixels, the deviations and trained
-networks are our choice.
+Distribution Matching", WACV 2023), which moves pixels to match the mean of a
+class. Noise in the place of pixels, clusters in that of classes, and trained
+networks in that of random ones are our choice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,79 +21,56 @@ from jaxtyping import Array, Float
 
 from ddjax.types import Params
 
-__all__ = ["Moments", "distance", "match", "moments"]
+__all__ = ["distance", "match"]
 
 
-class Moments(NamedTuple):
-    """What is matched of a class's features.
+def distance(
+    features: Float[Array, "n d"], wanted: Float[Array, "n d"]
+) -> Float[Array, ""]:
+    """Mean squared difference, in units of the mean square of ``wanted``.
 
-    Attributes:
-      mean: [d].
-      deviation: [d].
+    >>> float(distance(jnp.array([[3.0, 4.0]]), jnp.array([[3.0, 3.0]])))
+    0.0555...
     """
-
-    mean: Any
-    deviation: Any
-
-
-_LEAST = 1e-8  # added to a variance, whose root has no gradient at 0
-
-
-def moments(features: Float[Array, "n d"]) -> Moments:
-    """Mean and deviation of each feature."""
-    mean = features.mean(0)
-    variance = jnp.square(features - mean).mean(0)
-    return Moments(mean, jnp.sqrt(variance + _LEAST))
-
-
-def distance(made: Moments, real: Moments) -> Float[Array, ""]:
-    """Mean squared difference of both moments, in units of the real variance.
-
-    >>> one = Moments(jnp.zeros(2), jnp.ones(2))
-    >>> float(distance(one._replace(mean=jnp.array([3.0, 4.0])), one))
-    12.5
-    """
-    unit = jnp.square(real.deviation).mean()
-    apart = jax.tree.map(lambda a, b: jnp.square(a - b).mean(), made, real)
-    return sum(apart) / unit
+    return jnp.square(features - wanted).mean() / jnp.square(wanted).mean()
 
 
 def match(
     noise: Float[Array, "n d"],
     networks: Params,
-    real: Moments,
+    wanted: Float[Array, "m n f"],
     *,
     features_of: Callable[[Params, Array], Array],
     steps: int,
     rate: float,
 ) -> tuple[Float[Array, "n d"], Float[Array, " t"]]:
-    """Noise after some steps of Adam, each towards one network's moments.
+    """Noise after some steps of Adam, each towards one network's features.
 
     The networks are taken in turn, and the rate falls to 0 by a cosine. Pure:
     works under jit.
 
     Args:
       noise: what is begun with.
-      networks: params whose leaves lead with their number.
-      real: moments of the real features, of each network: [m d].
-      features_of: (a network's params, noise [n d]) -> features [n d] of the
-        images made of it.
+      networks: m params, stacked.
+      wanted: what each network is to see in each image.
+      features_of: (a network's params, noise) -> features [n f] of the images
+        made of it.
       steps: t.
       rate: of Adam at first.
 
     Returns:
       (noise, the distances on the way).
     """
-    count = jax.tree.leaves(networks)[0].shape[0]
+    count = len(wanted)
     adam = optax.adam(optax.cosine_decay_schedule(rate, steps))
 
     def step(carry, index):
         noise, state = carry
-        network, wanted = jax.tree.map(
-            lambda leaf: leaf[index % count], (networks, real)
+        network, target = jax.tree.map(
+            lambda leaf: leaf[index % count], (networks, wanted)
         )
         apart, gradient = jax.value_and_grad(
-            lambda noise: distance(moments(features_of(network, noise)), wanted)
+            lambda noise: distance(features_of(network, noise), target)
         )(noise)
         change, state = adam.update(gradient, state)
         return (optax.apply_updates(noise, change), state), apart

@@ -60,10 +60,14 @@ def centres(real: Any, made: Any, count: int) -> np.ndarray:
     """
     chosen: list[int] = []
     for centre in selection.cluster_means(real, count):
-        distance = np.square(made - centre).sum(1)
-        distance[chosen] = np.inf
-        chosen.append(int(distance.argmin()))
+        chosen.append(_nearest(made, centre, but=chosen))
     return np.array(chosen)
+
+
+def _nearest(points, centre, but=()):
+    distance = np.square(points - centre).sum(1)
+    distance[list(but)] = np.inf
+    return int(distance.argmin())
 
 
 def moments(real: Any, made: Any, count: int, seed: int = 0) -> np.ndarray:
@@ -121,7 +125,7 @@ _WAYS = {"centres": centres, "moments": moments, "latents": centres}
 
 _STEPS = 200
 _RATE = 0.05  # of Adam, in deviations of the noise
-_MOST_REAL = 500  # images of a class that moments are taken of
+_MOST_REAL = 500  # images of a class that means are taken over
 _TOGETHER = 100  # latents that are moved together,
 _POSITIONS = 1 << 17  # and pixels of their images, of any number of channels
 
@@ -130,7 +134,16 @@ _POSITIONS = 1 << 17  # and pixels of their images, of any number of channels
     jax.jit, static_argnames=("apply", "module", "steps", "rate")
 )
 def _matched(
-    noise, label, networks, real, params, preprocessing, *, apply, module, **how
+    noise,
+    label,
+    networks,
+    wanted,
+    params,
+    preprocessing,
+    *,
+    apply,
+    module,
+    **how,
 ):
     labels = jnp.full(len(noise), label)
 
@@ -140,7 +153,9 @@ def _matched(
             network, pixels, preprocessing, module=module
         )[1]
 
-    return matching.match(noise, networks, real, features_of=features_of, **how)
+    return matching.match(
+        noise, networks, wanted, features_of=features_of, **how
+    )
 
 
 class Chooser:
@@ -158,13 +173,12 @@ class Chooser:
           task: data and network.
           params: of a trained network, such as a teacher's last snapshot.
           how: "centres", "moments" or "latents".
-          networks: with "latents", the params of those that compare.
+          networks: with "latents", params of those that images are moved by.
         """
         check(how)
         self._task, self._params, self._how = task, params, how
-        self._networks = list(networks)
+        self.networks = list(networks)
         self._real: dict[int, np.ndarray] = {}
-        self._moments: dict[int, matching.Moments] = {}
 
     def images(
         self, found: artifact.GeneratorArtifact, params: Any, labels: Any, key
@@ -241,17 +255,18 @@ class Chooser:
         )
 
     def _moved(self, found, params, label, noise):
-        """Part by part towards the real moments, in bounded memory."""
+        """Part by part towards the real clusters, in bounded memory."""
+        wanted = self._wanted(label, len(noise))
         height, width, _ = self._task.image_shape
         most = max(1, min(_TOGETHER, _POSITIONS // (height * width)))
-        parts = np.array_split(noise, -(-len(noise) // most))
+        parts = np.array_split(np.arange(len(noise)), -(-len(noise) // most))
         return np.concatenate(
             [
                 _matched(
-                    part,
+                    noise[part],
                     label,
                     self._stacked,
-                    self._real_moments(label),
+                    wanted[:, part],
                     params,
                     self._task.preprocessing,
                     apply=found.apply,
@@ -265,29 +280,35 @@ class Chooser:
 
     @functools.cached_property
     def _stacked(self):
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *self._networks)
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *self.networks)
 
-    def _real_moments(self, label):
-        """Of each network, [m d]; of some of the real images where there are
-        many, evenly chosen."""
-        if label not in self._moments:
-            members = np.flatnonzero(self._task.splits.train.labels == label)
-            if len(members) > _MOST_REAL:
-                members = members[
-                    np.arange(_MOST_REAL) * len(members) // _MOST_REAL
-                ]
-            found = [
-                matching.moments(
-                    jnp.asarray(
-                        baselines.features(network, self._task, members)
-                    )
+    def _wanted(self, label, count):
+        """[m count d], what each network sees in the clusters that ``centres``
+        finds: the mean over their members, or over some of many."""
+        members = np.flatnonzero(self._task.splits.train.labels == label)
+        real = self._real_features(label)
+        some = []
+        for mean, cluster in zip(*selection.clusters(real, count)):
+            # Equal means leave a cluster empty.
+            own = cluster if len(cluster) else [_nearest(real, mean)]
+            most = max(1, _MOST_REAL // count)
+            some.append(np.asarray(own)[:: -(-len(own) // most)])
+        ends = np.cumsum([len(own) for own in some])
+        chosen = members[np.concatenate(some)]
+        return np.stack(
+            [
+                np.stack(
+                    [
+                        part.mean(0)
+                        for part in np.split(
+                            baselines.features(network, self._task, chosen),
+                            ends[:-1],
+                        )
+                    ]
                 )
-                for network in self._networks
+                for network in self.networks
             ]
-            self._moments[label] = jax.tree.map(
-                lambda *leaves: jnp.stack(leaves), *found
-            )
-        return self._moments[label]
+        )
 
     def _real_features(self, label):
         if label not in self._real:
