@@ -38,6 +38,7 @@ __all__ = [
     "Decode",
     "Distilled",
     "IaddState",
+    "LatentState",
     "distill_loss",
     "distilled",
     "init_state",
@@ -82,7 +83,6 @@ class IaddState:
       importance: raw weights from ``importance.init``, or None.
       opt_state: of ``make_optimizer``.
       average: of the images over updates, or None.
-      generator: its params in latent space, else None.
     """
 
     step: Any
@@ -94,6 +94,17 @@ class IaddState:
     importance: Any
     opt_state: Any
     average: Any = None
+
+
+# Apart, so that a state in pixels has the form of checkpoints of before.
+@flax.struct.dataclass
+class LatentState(IaddState):
+    """The state in latent space.
+
+    Attributes:
+      generator: its params.
+    """
+
     generator: Any = None
 
 
@@ -242,7 +253,7 @@ def init_state(
       generator: its params, in latent space.
 
     Returns:
-      An IaddState of float32 arrays.
+      An IaddState of float32 arrays; in latent space a LatentState.
 
     Raises:
       InputError: an image is not finite.
@@ -257,7 +268,13 @@ def init_state(
         k = labels.shape[-1]
         smoothing = _SMOOTHING if settings.labels == "hard" else 1e-6
         labels = jnp.log(labels * (1 - smoothing) + smoothing / k)
-    state = IaddState(
+    kind, more = IaddState, {}
+    if generator is not None:
+        kind = LatentState
+        more["generator"] = jax.tree.map(
+            lambda leaf: jnp.asarray(leaf, jnp.float32), generator
+        )
+    state = kind(
         step=jnp.zeros((), jnp.int32),
         key=key,
         images=jnp.asarray(initial.images, jnp.float32),
@@ -271,9 +288,7 @@ def init_state(
         scale=jnp.ones((), jnp.float32),
         importance=importance_lib.init(settings.importance, params),
         opt_state=None,
-        generator=jax.tree.map(
-            lambda leaf: jnp.asarray(leaf, jnp.float32), generator
-        ),
+        **more,
     )
     if settings.average:
         state = state.replace(average=state.images)
@@ -481,12 +496,13 @@ def update(
         decay = jnp.minimum(settings.average, (1 + step) / (10 + step))
         average = decay * average + (1 - decay) * after["images"]
     metrics["learning_rate"] = _distilled(after, settings).learning_rate
+    if decode is not None:
+        state = state.replace(generator=after.get("generator", state.generator))
     return state.replace(
         step=state.step + 1,
         opt_state=opt_state,
         average=average,
         images=after["images"],
-        generator=after.get("generator", state.generator),
         labels=after["labels"],
         learning_rate=after["learning_rate"],
         importance=importance_lib.project(

@@ -24,14 +24,15 @@ def run(asked: launch.Asked) -> None:
     folder = asked.workdir
     chosen = workdir.as_run(asked.settings, folder)
     # Before the data: that it is missing is told at once.
-    if (folder / "generator").is_dir():
+    images = folder / "distilled.npz"  # which D2M's runs have not
+    if (folder / "generator").is_dir() and not images.exists():
         test_again = functools.partial(
             d2m.test_again, teachers_folder=asked.shared.teachers
         )
         found = d2m.load_sides(folder)
     else:
         test_again = iadd.test_again
-        found = artifact.load(folder / "distilled.npz")
+        found = artifact.load(images)
     task = prepare.task(
         chosen.data, chosen.model, chosen.seed, asked.shared.data
     )

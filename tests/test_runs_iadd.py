@@ -12,6 +12,7 @@ from small import D2M, IADD
 
 from ddjax import artifact, evaluate, parallel, presets
 from ddjax.data import preprocess
+from ddjax.pages import report
 from ddjax.runs import baselines, ceiling, iadd, prepare, scores, teachers
 from ddjax.runs.workdir import Shared
 from ddjax.settings import Settings
@@ -374,9 +375,11 @@ def test_latents_make_the_distilled_images(in_latent_space, runs):
     assert np.abs(made - before).max() > 1e-4
     table = json.loads((run / "eval.json").read_text())
     assert "generated_initial" in table and "real_initial" not in table
-    report = (run / "report.html").read_text()
-    assert "The generated images they started from" in report
-    assert "latents.npz" in report
+    page = (run / "report.html").read_text()
+    assert "The generated images they started from" in page
+    assert "latents.npz" in page
+    # Not D2M's, though there is a generator.
+    assert report.write_page(run).read_text() == page
 
 
 def test_a_latent_run_that_was_stopped_ends_the_same(
