@@ -347,7 +347,8 @@ class Run:
           labels: [n] integers, the class of each image.
           seed: of the noise.
           choose: "random"; "centres" or "moments" choose among many, by the
-            data and teachers of the run.
+            data and teachers of the run; "latents" goes on from "centres" and
+            moves their noise.
 
         Returns:
           [n h w c] float32 pixels in 0..1.

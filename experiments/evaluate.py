@@ -49,7 +49,8 @@ def run(asked: launch.Asked) -> None:
     folder = asked.workdir
     chosen = workdir.as_run(asked.settings, folder)
     # Before the data: that it is missing is told at once.
-    if (folder / "generator").is_dir():
+    images = folder / "distilled.npz"  # which D2M's runs have not
+    if (folder / "generator").is_dir() and not images.exists():
         if hosts.count() > 1:
             raise InputError(
                 "a generator is tested in one process: leave out --processes"
@@ -60,7 +61,7 @@ def run(asked: launch.Asked) -> None:
         found = d2m.load_sides(folder)
     else:
         test_again = iadd.test_again
-        found = artifact.load(folder / "distilled.npz")
+        found = artifact.load(images)
     task = prepare.task(
         chosen.data, chosen.model, chosen.seed, asked.shared.data
     )

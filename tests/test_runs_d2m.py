@@ -10,8 +10,16 @@ from small import D2M
 
 import ddjax
 from ddjax import artifact, evaluate, parallel
-from ddjax.data import classes
-from ddjax.runs import d2m, gan, generate, prepare, protocols, scores
+from ddjax.data import classes, selection
+from ddjax.runs import (
+    baselines,
+    d2m,
+    gan,
+    generate,
+    prepare,
+    protocols,
+    scores,
+)
 from ddjax.runs.workdir import Shared
 from ddjax.settings import Settings
 from ddjax.types import InputError
@@ -439,6 +447,41 @@ def test_generate_chooses(first, runs, task, tmp_path, how):
     for image in images[:3]:
         assert np.square(many - image).sum((1, 2, 3)).min() == 0
     assert len(np.unique(images[:3], axis=0)) == 3
+
+
+def test_latents_go_on_from_centres(first, runs, task):
+    """Each image nearer to what a network sees in its cluster of real ones
+    than where it began; the same each time, whatever else is asked for."""
+    found = artifact.find_generator(first[0])
+    key, labels = jax.random.key(3), np.full(5, 7, np.int32)
+    made = {
+        how: d2m.chooser(DIGITS, task, runs[2].teachers, how)
+        for how in ("centres", "latents")
+    }
+    images = {
+        how: chooser.images(found, found.params, labels, key)
+        for how, chooser in made.items()
+    }
+    trained = d2m.trained_network(DIGITS, task, runs[2].teachers)
+    members = np.flatnonzero(task.splits.train.labels == 7)
+    real = baselines.features(trained, task, members)
+    centres = selection.cluster_means(real, 5)
+    member = np.square(real[:, None] - centres).sum(2).argmin(1)
+
+    def apart(how):
+        """By the networks that move, from the means of the clusters."""
+        total = 0.0
+        for network in made["latents"].networks:
+            real = baselines.features(network, task, members)
+            wanted = np.stack([real[member == i].mean(0) for i in range(5)])
+            _, seen = baselines.seen(network, task, images[how], np.arange(5))
+            total += np.square(seen - wanted).sum() / np.square(wanted).sum()
+        return total
+
+    assert apart("latents") < 0.9 * apart("centres")
+    mixed = np.array([7, 2, 7, 7, 7, 7], np.int32)
+    again = made["latents"].images(found, found.params, mixed, key)
+    np.testing.assert_array_equal(again[mixed == 7], images["latents"])
 
 
 def test_generate_refuses_to_choose_without_data(first, runs, tmp_path):

@@ -1,6 +1,5 @@
 """The outer loop: what it draws, writes, looks at, keeps and refuses."""
 
-import json
 import os
 import signal
 

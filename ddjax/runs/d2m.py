@@ -26,7 +26,6 @@ from ddjax import (
 )
 from ddjax.data import classes, preprocess, sources
 from ddjax.pages import d2m as page
-from ddjax.pages import gan as gan_page
 from ddjax.pages.pictures import save_picture
 from ddjax.runs import (
     baselines,
@@ -46,6 +45,7 @@ from ddjax.types import InputError, Params
 __all__ = [
     "Groups",
     "check",
+    "chooser",
     "distil",
     "draw_network_of",
     "run",
@@ -54,6 +54,9 @@ __all__ = [
 
 # What each stage's key is folded with; the numbers are names.
 _STATE, _BATCHES, _LOOKS = range(200, 203)
+_COMPARED = 204
+
+_NETWORKS = 10  # that latents are moved by
 
 
 def run(
@@ -87,7 +90,7 @@ def run(
         settings.data, settings.model, settings.seed, shared.data
     )
     check(settings.d2m, task)
-    given, kept = None, folder / "generator" / "pretrained.npz"
+    given, kept = None, gan.kept_copy(folder)
     if workdir.recorded(folder) and kept.exists():
         # Of a run that was stopped: it goes on with its own.
         given = artifact.load_generator(kept)
@@ -107,14 +110,7 @@ def run(
         command,
         more={"generator": source_hash} if source_hash else {},
     ):
-        if given is None:
-            pretraining = gan.train(settings, task, shared)
-            given = artifact.load_generator(pretraining / "generator.npz")
-            gan_page.copy_pretraining(pretraining, folder)
-        given = given._replace(preprocessing=task.preprocessing)
-        if not kept.exists():
-            kept.parent.mkdir(exist_ok=True)
-            artifact.save_generator(kept, given)
+        given = gan.of_run(settings, folder, task, shared, given)
         draw_network = draw_network_of(settings, task, shared.teachers)
         distil(settings, folder, task, given, draw_network)
         conclude(settings, folder, task, given, shared.teachers)
@@ -466,7 +462,7 @@ def final_scores(
         task,
         given,
         {"distilled": found.params, "pretrained": given.params},
-        _chooser(settings, task, trained),
+        _chosen(settings, task, teachers_folder),
     )
     names = part.baseline_names
     picks = baselines.pick(names, task, trained, list(recipes))
@@ -501,10 +497,33 @@ def trained_network(
     return store.snapshot(0, store.epochs)
 
 
-def _chooser(settings, task, trained):
-    if trained is None or settings.d2m.choose == "none":
+def chooser(
+    settings: Settings, task: prepare.Task, teachers_folder: Path, how: str
+) -> choose.Chooser | None:
+    """What chooses among generated images; None with d2m.networks=random.
+
+    Args:
+      settings: of the run.
+      task: data and network.
+      teachers_folder: the parent of all teachers.
+      how: of ``choose.CHOICES``, other than random.
+    """
+    trained = trained_network(settings, task, teachers_folder)
+    if trained is None:
         return None
-    return choose.Chooser(task, trained, settings.d2m.choose).images
+    networks = []
+    if how == "latents":
+        key = jax.random.fold_in(jax.random.key(settings.seed), _COMPARED)
+        draw = draw_network_of(settings, task, teachers_folder)
+        networks = [draw(jax.random.fold_in(key, i)) for i in range(_NETWORKS)]
+    return choose.Chooser(task, trained, how, networks)
+
+
+def _chosen(settings, task, teachers_folder):
+    if settings.d2m.choose == "none":
+        return None
+    found = chooser(settings, task, teachers_folder, settings.d2m.choose)
+    return found and found.images
 
 
 def load_sides(folder: Path) -> dict[str, artifact.GeneratorArtifact]:
@@ -544,11 +563,7 @@ def test_again(
             task,
             found,
             {side: kept.params for side, kept in sides.items()},
-            _chooser(
-                settings,
-                task,
-                trained_network(settings, task, teachers_folder),
-            ),
+            _chosen(settings, task, teachers_folder),
         ),
         settings.evaluate.metric,
     )

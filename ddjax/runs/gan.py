@@ -28,7 +28,9 @@ from ddjax.types import Batch, InputError
 __all__ = [
     "Networks",
     "classification_accuracy",
+    "kept_copy",
     "networks_of",
+    "of_run",
     "run",
     "sample_grid",
     "train",
@@ -175,6 +177,43 @@ def train(
         found, cut = _kept(settings, task, networks, folder, state, shaped_by)
         _conclude(settings, task, folder, shared, found, cut)
         return folder
+
+
+def kept_copy(folder: Path) -> Path:
+    """Where a run keeps the generator that it began with."""
+    return folder / "generator" / "pretrained.npz"
+
+
+def of_run(
+    settings: Settings,
+    folder: Path,
+    task: prepare.Task,
+    shared: workdir.Shared,
+    given: artifact.GeneratorArtifact | None = None,
+) -> artifact.GeneratorArtifact:
+    """The generator that a run begins with, of which it keeps a copy.
+
+    Args:
+      settings: of the run.
+      folder: of the run.
+      task: data and network.
+      shared: where teachers and generators lie.
+      given: the generator, where it is known; else it is pre-trained, or
+        found where that has been done.
+
+    Raises:
+      InputError: see ``train``.
+    """
+    if given is None:
+        pretraining = train(settings, task, shared)
+        given = artifact.load_generator(pretraining / "generator.npz")
+        page.copy_pretraining(pretraining, folder)
+    given = given._replace(preprocessing=task.preprocessing)
+    kept = kept_copy(folder)
+    if not kept.exists():
+        kept.parent.mkdir(exist_ok=True)
+        artifact.save_generator(kept, given)
+    return given
 
 
 def _pretrain(settings, task, networks, folder):

@@ -1,6 +1,8 @@
 """IADD from settings to results: distilled images and the evidence beside them.
 
 data -> teachers -> outer loop -> selection -> scores -> report.html
+
+In latent space the images are a generator's; see ``ddjax/runs/latent.py``.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from ddjax.pages.pictures import save_picture
 from ddjax.runs import (
     baselines,
     ceiling,
+    latent,
     loop,
     plan,
     prepare,
@@ -83,7 +86,18 @@ def run(
             settings.data, settings.model, settings.seed, shared.data
         )
 
+    in_latent_space = settings.iadd.space == "latent"
+    if in_latent_space and plan_only:
+        raise InputError(
+            "--plan is of runs in pixels: leave it out with iadd.space=latent"
+        )
+    if in_latent_space and hosts.count() > 1:
+        raise InputError(
+            "iadd.space=latent works in one process: leave out --processes"
+        )
     task = load(settings)
+    if in_latent_space:
+        latent.check(settings, task)
     # Too few images of a class are told before anything is measured.
     initial = choose_initial(settings, task)
     asked, decided = settings, None
@@ -121,10 +135,25 @@ def run(
         and {"asked": workdir.described(asked, "iadd"), "fields": decided},
     ):
         store = teachers.train(settings, task, shared.teachers)
-        initial = picked(settings, initial, task, store)
+        made = None
+        if in_latent_space:
+            trained = store.snapshot(0, store.epochs)
+            made = latent.begin(settings, folder, task, shared, trained)
+            initial = made.initial(settings.iadd.learning_rate)
+        else:
+            initial = picked(settings, initial, task, store)
         initial = with_labels(settings, initial, task, store)
-        state = distil(settings, folder, task, initial, store)
-        conclude(settings, folder, task, initial, store, state, shared.teachers)
+        state = distil(settings, folder, task, initial, store, made)
+        conclude(
+            settings,
+            folder,
+            task,
+            initial,
+            store,
+            state,
+            shared.teachers,
+            made,
+        )
     print(f"report: {folder / 'report.html'}")
 
 
@@ -190,6 +219,7 @@ def distil(
     task: prepare.Task,
     initial: iadd.Distilled,
     store: trajectories.Teachers,
+    made: latent.Latent | None = None,
 ) -> iadd.IaddState:
     """The outer loop, from the last checkpoint to the last update.
 
@@ -199,10 +229,15 @@ def distil(
       task: data and network.
       initial: what the images start from.
       store: the teachers.
+      made: of a run in latent space.
 
     Returns:
       The last state.
     """
+    generator = None
+    if made is not None:
+        initial = initial._replace(images=made.noise)
+        generator = made.found.params
     part, last = in_input_units(settings.iadd, task), settings.iadd.iterations
     key = jax.random.key(settings.seed)
     segment_key = jax.random.fold_in(key, _SEGMENTS)
@@ -217,6 +252,7 @@ def distil(
                 apply_fn=apply_fn,
                 settings=iadd.scaled(part, scale),
                 project=within_bounds(part, task),
+                decode=made and made.decode,
                 total=part.segments if part.segments % devices else None,
             ),
             devices,
@@ -230,6 +266,7 @@ def distil(
             initial,
             store.snapshot(0, 0),
             part,
+            generator,
         ),
         name="iadd",
         last=last,
@@ -247,7 +284,7 @@ def distil(
         guard=functools.partial(guard, part),
         detail=functools.partial(_detail, part),
         looks={0, *loop.look_steps(settings.evaluate.looks, last)},
-        look=functools.partial(look, settings, folder, task),
+        look=functools.partial(look, settings, folder, task, made),
         place=functools.partial(parallel.replicate, devices=devices),
         recover=halved,
     )
@@ -264,9 +301,10 @@ def within_bounds(
 
     Pictures are looked at and stored as PNG, which ends there. Clamping is a
     projection after every step; the near bound is one to a wider range; the
-    soft bound pulls back and lets an image leave for a while.
+    soft bound pulls back and lets an image leave for a while. A generator's
+    images cannot leave.
     """
-    if part.bound == "none":
+    if part.bound == "none" or part.space == "latent":
         return None
     share = _SOFT_SHARE if part.bound == "soft" else 1.0
     margin = _NEAR if part.bound == "near" else 0.0
@@ -290,8 +328,9 @@ def halved(state: iadd.IaddState) -> iadd.IaddState | None:
 
 
 def in_input_units(part: Iadd, task: prepare.Task) -> Iadd:
-    """With Adam's rate on images in the units of the network's input."""
-    if part.optimizer != "adam":
+    """With Adam's rate on images in the units of the network's input; noise
+    has a deviation of 1."""
+    if part.optimizer != "adam" or part.space == "latent":
         return part
     return dataclasses.replace(
         part, image_rate=part.image_rate * task.input_spread()
@@ -366,11 +405,13 @@ def look(
     settings: Settings,
     folder: Path,
     task: prepare.Task,
+    made: latent.Latent | None,
     state: iadd.IaddState,
     step: int,
 ) -> dict[str, float]:
-    """Scores a state on held-out training images, and keeps its images."""
-    data = iadd.distilled(state, settings.iadd)
+    """Scores a state on held-out training images, and keeps its images, in
+    latent space with what makes them."""
+    data = distilled(settings, state, made)
     key = jax.random.fold_in(jax.random.key(settings.seed), _LOOKS)
     score = scores.held_out(task)(
         jax.random.fold_in(key, 0),
@@ -379,16 +420,34 @@ def look(
         learning_rate=data.learning_rate,
         num_networks=settings.evaluate.look_networks,
     )
+    path = _look_path(folder, step)
     if hosts.writes():
-        with files.atomic_write(folder / "looks" / f"{step:07d}.npz") as file:
+        with files.atomic_write(path) as file:
             np.savez(
                 file, **{k: np.asarray(v) for k, v in data._asdict().items()}
             )
+    if made is not None:
+        moved = state.generator if settings.iadd.generator_rate else None
+        noise = state.images if state.average is None else state.average
+        latent.keep_look(path, made, noise, moved)
     return scores.held_out_row(score)
 
 
+def distilled(
+    settings: Settings, state: iadd.IaddState, made: latent.Latent | None
+) -> iadd.Distilled:
+    """``iadd.distilled`` of a state, in either space."""
+    if made is None:
+        return iadd.distilled(state, settings.iadd)
+    return iadd.distilled(state, settings.iadd, jax.jit(made.decode))
+
+
+def _look_path(folder: Path, step: int) -> Path:
+    return folder / "looks" / f"{step:07d}.npz"
+
+
 def _load_look(folder: Path, step: int) -> iadd.Distilled:
-    path = folder / "looks" / f"{step:07d}.npz"
+    path = _look_path(folder, step)
     try:
         return iadd.Distilled(**files.read_npz(path))
     except (FileNotFoundError, files.DamagedFile, TypeError):
@@ -406,6 +465,7 @@ def conclude(
     store: trajectories.Teachers,
     state: iadd.IaddState,
     teachers_folder: Path,
+    made: latent.Latent | None = None,
 ) -> None:
     """Everything after the last update; the one use of the test set."""
     selected, looks = hosts.from_writer(
@@ -418,7 +478,12 @@ def conclude(
     )
     if not hosts.writes():
         return
-    write_difference(settings, folder, task, store, state)
+    data = distilled(settings, state, made)
+    write_difference(settings, folder, task, store, state, data)
+    if made is not None:
+        latent.keep_selected(
+            settings, folder, task, _look_path(folder, selected)
+        )
     names = task.splits.train.class_names
     pixels = functools.partial(preprocess.invert, task.preprocessing)
     artifact.save(
@@ -499,6 +564,9 @@ def test_again(
         )
 
 
+_INITIAL_ROW = {"pixels": "real_initial", "latent": "generated_initial"}
+
+
 def final_scores(
     settings: Settings,
     task: prepare.Task,
@@ -547,7 +615,10 @@ def final_scores(
         )
         bar.update()
         bar.update()
-        add("real_initial", on(initial, part.real_learning_rate))
+        add(
+            _INITIAL_ROW[settings.iadd.space],
+            on(initial, part.real_learning_rate),
+        )
         bar.update()
         add(
             "random_real",
@@ -580,6 +651,7 @@ def write_difference(
     task: prepare.Task,
     store: trajectories.Teachers,
     state: iadd.IaddState,
+    data: iadd.Distilled,
 ) -> None:
     """How far the last student ends from its teacher, parameter by parameter.
 
@@ -589,7 +661,7 @@ def write_difference(
     key = jax.random.fold_in(jax.random.key(settings.seed), _FINAL)
     segment = store.sample(key, max_start=part.max_start, span=part.span)
     student, _ = iadd.unroll_student(
-        iadd.distilled(state, part),
+        data,
         segment.start,
         key,
         apply_fn=training.apply_fn_of(task.module),

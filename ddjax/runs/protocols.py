@@ -25,6 +25,7 @@ from ddjax.types import Batch
 
 __all__ = [
     "balanced_labels",
+    "decode",
     "drawn_images",
     "generated_epoch",
     "generated_scores",
@@ -68,6 +69,11 @@ make = jax.jit(
     functools.partial(d2m.generate, at_once=AT_ONCE), static_argnums=0
 )
 """``d2m.generate``, some images at a time."""
+
+decode = jax.jit(
+    functools.partial(d2m.decode, at_once=AT_ONCE), static_argnums=0
+)
+"""``d2m.decode``, some images at a time."""
 
 
 MakeImages = Callable[

@@ -126,18 +126,19 @@ def _config_of(workdir: Path) -> dict[str, object] | None:
     return found
 
 
-_FOREIGN = {"iadd": ("gan.", "d2m."), "d2m": ()}
-"""What a method's runs have nothing to do with; of IADD's part, D2M's runs
-need what decides how long teachers are."""
+_FOREIGN = {"pixels": ("gan.", "d2m."), "latent": ("d2m.",)}
+"""What IADD's runs have nothing to do with, by their space; of IADD's part,
+D2M's runs need what decides how long teachers are."""
 
 
 def described(settings: Settings, method: str) -> dict[str, object]:
     """The settings of a method's runs as JSON gives them back: tuples are
     lists."""
+    foreign = _FOREIGN[settings.iadd.space] if method == "iadd" else ()
     return {
         field: json.loads(json.dumps(value))
         for field, value in settings.flat().items()
-        if not field.startswith(_FOREIGN[method])
+        if not field.startswith(foreign)
     }
 
 
@@ -166,7 +167,7 @@ def is_complete(settings: Settings, workdir: Path, method: str) -> bool:
             f"{workdir} holds a run of IADD: name another --workdir"
         )
     # What an older version did not have yet was at its default.
-    there = described(Settings(), method) | there
+    there = described(Settings(), "d2m") | there
     changed = [
         f"{field} is {there[field]!r} there and {value!r} here"
         for field, value in described(settings, method).items()
