@@ -25,6 +25,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 import latex2mathml.converter
 import pdoc
+from markupsafe import Markup
 
 import ddjax
 from ddjax import files
@@ -49,6 +50,11 @@ FORMULA = re.compile(
     r"|\$\$(?P<block>.+?)\$\$"
     r"|(?<![\w\\$])\$(?P<inline>[^$\n]+)\$(?!\w)",
     re.DOTALL | re.MULTILINE,
+)
+# Modules in a signature that say no more than the name behind them.
+LONG_NAMES = re.compile(
+    r'<span class="n">(jaxtyping|typing|jaxlib|_jax)</span>'
+    r'<span class="o">\.</span>'
 )
 
 
@@ -126,10 +132,9 @@ def check(site: dict[Path, str], found: dict[str, types.ModuleType]) -> None:
     for path, page in anchors.items():
         for link in page.links:
             where, _, name = link.partition("#")
-            there = Path(
-                posixpath.normpath(path.parent / where) if where else path
-            )
-            if there not in anchors or name and name not in anchors[there].ids:
+            there = posixpath.normpath(path.parent / where) if where else path
+            ids = anchors[Path(there)].ids if Path(there) in anchors else None
+            if ids is None or (name and name not in ids):
                 raise InputError(f"{path} links to {link}, which is not there")
     for name, module in found.items():
         page = Path(*name.split(".")).with_suffix(".html")
@@ -141,13 +146,22 @@ def check(site: dict[Path, str], found: dict[str, types.ModuleType]) -> None:
 
 def build(out: Path) -> None:
     """Writes the site into a folder."""
+    found = modules()
     pdoc.render.configure(
         docformat="google",
         show_source=False,
         template_directory=HERE / "templates",
     )
-    pdoc.render.env.globals["pages"] = PAGES
-    found = modules()
+    env = pdoc.render.env
+    env.globals["pages"] = {
+        name: page.__doc__.partition("\n")[0].lstrip("# ")
+        for name, page in found.items()
+        if name in PAGES
+    }
+    plain = env.filters["format_signature"]
+    env.filters["format_signature"] = lambda *args, **kwargs: Markup(
+        LONG_NAMES.sub("", plain(*args, **kwargs))
+    )
     docs = {name: documented(pdoc.doc.Module(m)) for name, m in found.items()}
     site = {
         Path(*name.split(".")).with_suffix(".html"): pdoc.render.html_module(
