@@ -175,9 +175,9 @@ def embedding_matching_loss(
     r"""How far the features of generated images are from those of real ones.
 
     .. math::
-        \sum_l \frac1{|C|} \sum_{c \in C} \Big\lVert
+        \sum_l \frac1{|C|} \sum_{c \in C} \left\lVert
         \frac{\sum_b y_{bc} (a^l_b(real) - a^l_b(fake))}{\sum_b y_{bc}}
-        \Big\rVert^2
+        \right\rVert^2
 
     C are the classes that the labels hold. In inner layers a is each image's
     ``channel_attention``, scaled to length 1; a layer adds 2 at most. In the

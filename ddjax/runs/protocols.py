@@ -65,10 +65,11 @@ def _epoch(apply, ipc, params, preprocessing, key):
 AT_ONCE = 250
 """Images that are generated, or looked at by a network, at a time."""
 
-make = jax.jit(
-    functools.partial(d2m.generate, at_once=AT_ONCE), static_argnums=0
-)
-"""``d2m.generate``, some images at a time."""
+
+@functools.partial(jax.jit, static_argnums=0)
+def make(gen_apply, gen_params, key, labels):
+    """``d2m.generate``, some images at a time."""
+    return d2m.generate(gen_apply, gen_params, key, labels, at_once=AT_ONCE)
 
 decode = jax.jit(
     functools.partial(d2m.decode, at_once=AT_ONCE), static_argnums=0
