@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from ddjax import files, hosts
@@ -94,7 +93,7 @@ class Checkpoints:
             self._manager.delete(instead_of)
         if hosts.count() > 1:
             # Orbax takes arrays of one process for parts of larger ones.
-            state = jax.tree.map(_as_numpy, state)
+            state = jax.tree.map(hosts.plain, state)
         try:
             self._manager.save(step, args=ocp.args.StandardSave(state))
         except ValueError as error:
@@ -162,7 +161,7 @@ class Checkpoints:
           InputError: there are checkpoints, and none can be read.
         """
         if hosts.count() > 1:
-            wanted = jax.tree.map(_as_numpy, like)
+            wanted = jax.tree.map(hosts.plain, like)
         else:
             wanted = like
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
@@ -188,7 +187,7 @@ class Checkpoints:
                     step,
                 )
                 self._manager.delete(bad)
-            return step, jax.tree.map(_as_key, like, state)
+            return step, jax.tree.map(hosts.typed, like, state)
         if damaged and every == 1:
             raise InputError(
                 f"no checkpoint in {self.folder} can be read: remove that "
@@ -199,18 +198,3 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for what is under way."""
         self._manager.close()
-
-
-def _is_key(leaf):
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _as_numpy(leaf):
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-
-
-def _as_key(like, leaf):
-    """Of several processes, keys are stored as the numbers they are made of."""
-    if _is_key(like) and not _is_key(leaf):
-        return jax.random.wrap_key_data(leaf)
-    return leaf

@@ -39,6 +39,8 @@ __all__ = [
     "leave",
     "lost",
     "meet",
+    "plain",
+    "typed",
     "writes",
 ]
 
@@ -329,15 +331,9 @@ def broadcast(tree: Any) -> Any:
     """
     if count() == 1:
         return tree
-    found = gather(jax.tree.map(lambda leaf: _plain(leaf)[None], tree))
+    found = gather(jax.tree.map(lambda leaf: plain(leaf)[None], tree))
     return jax.tree.map(
-        lambda leaf, all_: (
-            jax.random.wrap_key_data(all_[0])
-            if _is_key(leaf)
-            else jax.numpy.asarray(all_[0])
-        ),
-        tree,
-        found,
+        lambda leaf, all_: typed(leaf, jax.numpy.asarray(all_[0])), tree, found
     )
 
 
@@ -345,8 +341,16 @@ def _is_key(leaf):
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _plain(leaf):
+def plain(leaf: Any) -> np.ndarray:
+    """An array as NumPy has it; of typed keys the numbers behind them."""
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def typed(like: Any, leaf: Any) -> Any:
+    """The inverse: keys where ``like`` is one."""
+    if _is_key(like) and not _is_key(leaf):
+        return jax.random.wrap_key_data(leaf)
+    return leaf
 
 
 def agreed(flag: bool) -> bool:

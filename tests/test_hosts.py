@@ -28,7 +28,17 @@ def free_port():
         return found.getsockname()[1]
 
 
-def start(scripts, workdir):
+@pytest.fixture
+def begun():
+    """Processes, none of which outlives its test."""
+    found = []
+    yield found
+    for process in found:
+        process.kill()
+        process.wait()
+
+
+def start(begun, scripts, workdir):
     """Two processes of a run, and where their stderr goes."""
     port = free_port()
     pairs = []
@@ -47,19 +57,19 @@ def start(scripts, workdir):
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
             )
+        begun.append(started)
         pairs.append((started, said))
     return pairs
 
 
-def test_two_processes_of_which_one_is_killed(tmp_path):
+def test_two_processes_of_which_one_is_killed(tmp_path, begun):
     """They stop, go on, and end as one process with two devices does, to the
     byte: a sum of two does not depend on its order."""
     scripts = Scripts(tmp_path, FIELDS)
-    pairs = start(scripts, "two")
-    (first, told), (second, last_word) = pairs
+    (first, told), (second, last_word) = start(begun, scripts, "two")
     wait_for(first, logged(tmp_path, "two/metrics.jsonl", 4))
     second.send_signal(signal.SIGKILL)
-    assert first.wait(60) not in (0, None)
+    assert first.wait(60) not in (0, None)  # within a minute
     second.wait()
     again = "start all of them again with the same commands"
     assert again in told.read_text()
@@ -67,8 +77,8 @@ def test_two_processes_of_which_one_is_killed(tmp_path):
     two = tmp_path / "two"
     assert list(two.glob("checkpoints/[0-9]*"))
     assert not (two / "report.html").exists()
-    for process, said in start(scripts, "two"):
-        assert process.wait(300) == 0, said.read_text()
+    for process, said in start(begun, scripts, "two"):
+        assert process.wait(1200) == 0, said.read_text()
 
     (tmp_path / "teachers").rename(tmp_path / "of_two")
     scripts.environment["XLA_FLAGS"] = (
