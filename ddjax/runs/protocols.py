@@ -71,6 +71,7 @@ def make(gen_apply, gen_params, key, labels):
     """``d2m.generate``, some images at a time."""
     return d2m.generate(gen_apply, gen_params, key, labels, at_once=AT_ONCE)
 
+
 decode = jax.jit(
     functools.partial(d2m.decode, at_once=AT_ONCE), static_argnums=0
 )
