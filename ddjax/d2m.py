@@ -165,6 +165,7 @@ def decode(
     Returns:
       [n h w c] pixels in 0..1.
     """
+    labels = jnp.asarray(labels)
     count = labels.shape[0]
     if at_once is None or count <= at_once:
         return gen_apply(gen_params, noise, labels)

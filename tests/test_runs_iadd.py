@@ -5,6 +5,7 @@ import json
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -359,7 +360,7 @@ def in_latent_space(runs):
 def test_latents_make_the_distilled_images(in_latent_space, runs):
     run = in_latent_space
     with np.load(run / "latents.npz") as file:
-        noise, labels = file["noise"], file["labels"]
+        noise, labels = map(jnp.asarray, (file["noise"], file["labels"]))
     found = artifact.load_generator(run / "generator" / "distilled.npz")
     images = images_of(run)
     np.testing.assert_allclose(

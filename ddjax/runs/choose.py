@@ -179,6 +179,7 @@ class Chooser:
         self._task, self._params, self._how = task, params, how
         self.networks = list(networks)
         self._real: dict[int, np.ndarray] = {}
+        self._wanted: dict[tuple[int, int], np.ndarray] = {}
 
     def images(
         self, found: artifact.GeneratorArtifact, params: Any, labels: Any, key
@@ -256,7 +257,9 @@ class Chooser:
 
     def _moved(self, found, params, label, noise):
         """Part by part towards the real clusters, in bounded memory."""
-        wanted = self._wanted(label, len(noise))
+        if (label, len(noise)) not in self._wanted:
+            self._wanted[label, len(noise)] = self._clusters(label, len(noise))
+        wanted = self._wanted[label, len(noise)]
         height, width, _ = self._task.image_shape
         most = max(1, min(_TOGETHER, _POSITIONS // (height * width)))
         parts = np.array_split(np.arange(len(noise)), -(-len(noise) // most))
@@ -282,7 +285,7 @@ class Chooser:
     def _stacked(self):
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *self.networks)
 
-    def _wanted(self, label, count):
+    def _clusters(self, label, count):
         """[m count d], what each network sees in the clusters that ``centres``
         finds: the mean over their members, or over some of many."""
         members = np.flatnonzero(self._task.splits.train.labels == label)
