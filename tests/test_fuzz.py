@@ -49,7 +49,7 @@ def test_what_does_neither_is_found(fuzz):
 def test_one_number_for_images():
     with pytest.raises(InputError, match=r"shape \(n, h, w, c\), not \(\)"):
         check_arrays(
-            {"train_images": np.array(0.5), "train_labels": np.arange(3)}
+            {"train_images": np.array(0.5), "train_labels": np.arange(2)}
         )
 
 

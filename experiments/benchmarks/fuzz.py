@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import io
 import json
+import os
 import sys
 import tempfile
 import time
@@ -26,7 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import fault_kinds
-import hypothesis
+import hypothesis.configuration
 import jax
 import numpy as np
 from hypothesis import strategies as st
@@ -38,6 +40,11 @@ from ddjax.data import classes, decode
 from ddjax.data.arrays import check_arrays
 from ddjax.settings import Settings, fields
 from ddjax.types import InputError
+
+# Or it leaves a folder wherever it is called.
+hypothesis.configuration.set_hypothesis_home_dir(
+    Path(tempfile.gettempdir()) / f"ddjax-hypothesis-{os.getuid()}"
+)
 
 REFUSED, WORKED = "refused", "worked"
 
@@ -86,7 +93,7 @@ def _values(draw):
             known = ["accuracy", "zca", "1,2", "crop", "mlp,mlp", "a,a", ","]
             value = st.one_of(value, st.sampled_from(known))
         found[field.name] = draw(value)
-    if draw(st.integers(0, 9)) == 0:
+    if draw(st.integers(0, 9)) == 9:
         found[draw(st.text(max_size=8))] = draw(_ANYTHING)
     return found
 
@@ -124,7 +131,7 @@ def _data(draw):
     """Images and labels, mostly such as belong together."""
     named = {}
     for part in draw(st.sampled_from([["train"], ["train", "test"]])):
-        count = draw(st.sampled_from([0, 4, 5, 6, 9, 12]))
+        count = draw(st.sampled_from([4, 5, 6, 9, 12, 0]))
         shape = (count, 4, 3, draw(st.sampled_from([1, 1, 3, 3, 2])))
         images = st.one_of(
             *[hnp.arrays("u1", shape)] * 3,
@@ -133,7 +140,7 @@ def _data(draw):
             _arrays(5),
         )
         labels = st.one_of(
-            *[hnp.arrays("i8", count, elements=st.integers(0, 1))] * 3,
+            *[st.just(np.arange(count) % 2)] * 3,
             hnp.arrays("i4", count),
             hnp.arrays("u8", count),
             _arrays(2),
@@ -141,9 +148,13 @@ def _data(draw):
         named[f"{part}_images"] = draw(images)
         named[f"{part}_labels"] = draw(labels)
     if draw(st.booleans()):
-        names = st.one_of(hnp.arrays("U3", st.integers(0, 4)), _arrays(2))
+        names = st.one_of(
+            st.just(np.array(["a", "b"])),
+            hnp.arrays("U3", st.integers(0, 4)),
+            _arrays(2),
+        )
         named["class_names"] = draw(names)
-    if draw(st.integers(0, 9)) == 0:
+    if draw(st.integers(0, 9)) == 9:
         del named[draw(st.sampled_from(sorted(named)))]
     return named
 
@@ -173,12 +184,12 @@ def check_data(named: dict[str, np.ndarray]) -> str:
 _SHAPES = st.tuples(
     st.sampled_from(["convnet", "mlp", *models.names()]),
     st.tuples(
-        *[st.sampled_from([0, 1, 2, 5, 8, 16, 28, 32, 33, 40])] * 2,
-        st.sampled_from([0, 1, 3]),
+        *[st.sampled_from([32, 8, 16, 28, 33, 40, 5, 2, 1, 0])] * 2,
+        st.sampled_from([1, 3, 0]),
     ),
-    st.sampled_from([1, 2, 3, 10, 200]),
-    st.sampled_from([-1, 1, 2, 4, 64, 1000]),
-    st.sampled_from([0, 1, 2, 3, 8]),
+    st.sampled_from([2, 3, 10, 200, 1]),
+    st.sampled_from([1, 2, 4, 64, 1000, -1]),
+    st.sampled_from([1, 2, 3, 8, 0]),
 )
 
 
@@ -290,6 +301,7 @@ def check_pictures(case: tuple) -> str:
     return told(action)
 
 
+@functools.cache
 def _stored() -> tuple[bytes, bytes]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -316,11 +328,9 @@ _JSON = st.recursive(
 
 
 @st.composite
-def _artefacts(draw, stored=[]):  # noqa: B006
+def _artefacts(draw):
     """The bytes of an artefact, edited or with other arrays in it."""
-    if not stored:
-        stored.extend(_stored())
-    content = draw(st.sampled_from(stored))
+    content = draw(st.sampled_from(_stored()))
     if draw(st.booleans()):
         return edited(content, draw(_EDITS))
     with np.load(io.BytesIO(content)) as file:
@@ -394,6 +404,7 @@ def fuzz(name: str, cases: int, *, seed: int | None = None) -> dict[str, int]:
     Raises:
       Exception: of the smallest case that did neither.
     """
+    _stored()  # not while Hypothesis watches for other draws
     strategy, check = PROPERTIES[name]
     counts: collections.Counter[str] = collections.Counter()
 
