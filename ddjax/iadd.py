@@ -35,7 +35,6 @@ from ddjax.types import ApplyFn, Batch, InputError, Params, Segment
 from ddjax.unroll import minibatch_indices, sgd_unroll
 
 __all__ = [
-    "Decode",
     "Distilled",
     "IaddState",
     "LatentState",
