@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddjax import artifact, files, presets
+from ddjax import artifact, exports, files, presets
 from ddjax.data import classes, preprocess
 from ddjax.data.arrays import check_arrays
 from ddjax.pages import notebook
 from ddjax.pages.pictures import picture
-from ddjax.runs import d2m, generate, iadd, protocols
+from ddjax.runs import d2m, generate, iadd, protocols, verify
 from ddjax.runs.workdir import Shared, name_of, refusals
 from ddjax.settings import D2m, Settings
 from ddjax.types import InputError
@@ -347,7 +347,8 @@ class Run:
           labels: [n] integers, the class of each image.
           seed: of the noise.
           choose: "random"; "centres" or "moments" choose among many, by the
-            data and teachers of the run.
+            data and teachers of the run; "latents" goes on from "centres" and
+            moves their noise.
 
         Returns:
           [n h w c] float32 pixels in 0..1.
@@ -368,6 +369,79 @@ class Run:
             choose,
             Shared.below(self.path.parent),
         )
+
+    @property
+    def _artifact(self) -> artifact.Artifact:
+        return artifact.Artifact(
+            self.images,
+            self.labels,
+            self.learning_rate,
+            self.preprocessing,
+            self.metadata,
+        )
+
+    def export(self, form: str, out: str | Path) -> Path:
+        """Writes the images in a form that other tools read.
+
+        Args:
+          form: "png", "npz", "safetensors", "parquet" or "pt"; see
+            ``ddjax.exports``.
+          out: a folder to make.
+
+        Returns:
+          The folder.
+
+        Raises:
+          InputError: the form is unknown or has no room for such images, a
+            package that it needs is missing, or the folder holds something.
+        """
+        out = Path(out).expanduser()
+        with refusals():
+            exports.export(self._artifact, form, out)
+        return out
+
+    def verify(
+        self,
+        *,
+        networks: int = 0,
+        seed: int = 0,
+        data_dir: str = "",
+        data: str | Path | None = None,
+    ) -> dict[str, verify.Verdict]:
+        """Trains fresh networks on the images, by the recorded recipe, and
+        compares with the recorded score; the same as ``verify.py`` prints.
+
+        Args:
+          networks: how many, at least 2; as many as were recorded by default.
+          seed: of the networks.
+          data_dir: where the data lie, if not where the config says.
+          data: the parent of prepared data; by default beside the run, or
+            runs/data where a file was opened.
+
+        Returns:
+          {network's name: Verdict}, whose ``agrees`` is the answer.
+
+        Raises:
+          InputError: no score of these images is recorded, or the data are
+            missing or of another kind.
+        """
+        if self._generator is not None:
+            raise InputError(
+                f"{self.path} holds a generator, whose scores are of many "
+                "images: test it with experiments/evaluate.py"
+            )
+        if data is None:
+            beside = self.path.is_dir()
+            shared = Shared.below(self.path.parent) if beside else Shared()
+            data = shared.data
+        with refusals():
+            return verify.verify(
+                self._artifact,
+                data_folder=Path(data).expanduser(),
+                data_dir=data_dir,
+                networks=networks,
+                seed=seed,
+            )
 
     def show(self) -> Image.Image:
         """The picture of the images, a column a class."""

@@ -11,6 +11,30 @@
                    and matrix [d d], d = h * w * c:
                    ((images - mean).reshape(n, d) @ matrix).reshape(n, h, w, c)
     metadata       a JSON string: class names, method, model, recipe, scores
+    format_version scalar integer, 1; an older file has none
+    checksum       SHA-256 of all of the above, in hexadecimal; see ``seal``
+
+Three lines give what a network trains on, in NumPy, JAX and PyTorch::
+
+    import numpy as np
+    file = np.load("distilled.npz")
+    mean, std = file["preprocess/mean"], file["preprocess/std"]
+    inputs, labels = (file["images"] - mean) / std, file["labels"]
+
+::
+
+    import ddjax
+    import jax.numpy as jnp
+    run = ddjax.load("distilled.npz")
+    inputs, labels = jnp.asarray(run.inputs), jnp.asarray(run.labels)
+
+::
+
+    import ddjax
+    import torch
+    run = ddjax.load("distilled.npz")
+    inputs = torch.from_numpy(run.inputs.transpose(0, 3, 1, 2).copy())
+    labels = torch.from_numpy(run.labels)
 
 A generator file has no images and in their place ``params/...``, the
 parameters of the folded generator; ``load_generator`` rebuilds it from those
@@ -19,9 +43,11 @@ and from "generator" in the metadata.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,12 +64,71 @@ __all__ = [
     "Artifact",
     "GeneratorArtifact",
     "find_generator",
+    "generator_file",
     "is_generator",
     "load",
     "load_generator",
     "save",
     "save_generator",
+    "seal",
 ]
+
+FORMAT_VERSION = 1
+"""Of the files that are written; files up to it are read."""
+
+
+def seal(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays with the format's version and a checksum over all of them.
+
+    It tells a change that was no one's intention, or that was made by hand;
+    who means to deceive can compute another. The checksum is SHA-256 over the
+    arrays in the order of their names, for each the line "NAME TYPE SHAPE",
+    such as "images <f4 10,8,8,1", and its values in little-endian C order.
+
+    Args:
+      arrays: all members of a file but these two.
+    """
+    named = dict(arrays) | {"format_version": np.int64(FORMAT_VERSION)}
+    return named | {"checksum": np.array(_checksum(named))}
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        array = np.asarray(array)
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        shape = ",".join(map(str, array.shape))
+        digest.update(f"{name} {array.dtype.str} {shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _unsealed(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """A file's arrays without what ``seal`` added, once they agree with it.
+
+    Raises:
+      InputError: they were changed, or a later ddjax wrote them.
+      ValueError: the version is no number.
+    """
+    if not {"format_version", "checksum"} & arrays.keys():
+        return arrays  # written before there were any
+    version = arrays.get("format_version")
+    if version is None or version.shape or version.dtype.kind not in "iu":
+        raise ValueError(path)
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"{path} is of format {version}, and this ddjax reads formats up "
+            f"to {FORMAT_VERSION}: install a newer one"
+        )
+    arrays = dict(arrays)
+    checksum = arrays.pop("checksum", None)
+    if checksum is None or str(checksum) != _checksum(arrays):
+        raise InputError(
+            f"{path} was changed after it was written, because its content "
+            "and its checksum differ: take the original file"
+        )
+    del arrays["format_version"]
+    return arrays
 
 
 class Artifact(NamedTuple):
@@ -84,11 +169,9 @@ def save(path: Path, artifact: Artifact) -> None:
                 f"finite, so {path} was not written"
             )
     with files.atomic_write(path) as file:
+        metadata = np.array(json.dumps(artifact.metadata))
         np.savez(
-            file,
-            allow_pickle=False,
-            metadata=np.array(json.dumps(artifact.metadata)),
-            **arrays,
+            file, allow_pickle=False, **seal(arrays | {"metadata": metadata})
         )
 
 
@@ -96,10 +179,10 @@ def load(path: Path) -> Artifact:
     """Reads and checks a distilled file.
 
     Raises:
-      InputError: it is missing, damaged or not one of ours.
+      InputError: it is missing, damaged, changed or not one of ours.
     """
     try:
-        arrays = files.read_npz(path)
+        arrays = _unsealed(path, files.read_npz(path))
         found = Artifact(
             arrays["images"],
             arrays["labels"],
@@ -113,6 +196,8 @@ def load(path: Path) -> Artifact:
             ),
             json.loads(str(arrays["metadata"])),
         )
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(
             f"there is no distilled file {path}: run experiments/iadd.py first"
@@ -190,6 +275,12 @@ def _wrong_names(metadata: Any, count: int) -> str | None:
         isinstance(name, str) and classes.is_showable(name) for name in names
     ):
         return "a class's name is empty, or not a text that can be shown"
+    for name in ("config", "scores"):
+        if not isinstance(metadata.get(name, {}), dict):
+            return f"{name} in its metadata is no table"
+    rate = metadata.get("learning_rate", 0.01)
+    if not isinstance(rate, int | float) or not 0 < rate < math.inf:
+        return f"the learning rate in its metadata is {rate!r}"
     return None
 
 
@@ -258,14 +349,11 @@ def save_generator(path: Path, artifact: GeneratorArtifact) -> None:
     module = artifact.apply.module
     metadata = artifact.metadata | {
         "generator": {field: getattr(module, field) for field in _MODULE}
+        | {"hierarchical": module.hierarchical}
     }
     with files.atomic_write(path) as file:
-        np.savez(
-            file,
-            allow_pickle=False,
-            metadata=np.array(json.dumps(metadata)),
-            **arrays,
-        )
+        arrays["metadata"] = np.array(json.dumps(metadata))
+        np.savez(file, allow_pickle=False, **seal(arrays))
 
 
 _MODULE = (
@@ -283,16 +371,18 @@ def load_generator(path: Path) -> GeneratorArtifact:
     """Reads and checks a generator file.
 
     Raises:
-      InputError: it is missing, damaged or not one of ours.
+      InputError: it is missing, damaged, changed or not one of ours.
     """
     try:
-        arrays = files.read_npz(path)
+        arrays = _unsealed(path, files.read_npz(path))
         if "images" in arrays:
             raise InputError(f"{path} holds images, and no generator")
         metadata = json.loads(str(arrays.pop("metadata")))
         fields = metadata["generator"]
         module = biggan.Generator(
             **{field: int(fields[field]) for field in _MODULE},
+            # As all were before they told.
+            hierarchical=bool(fields.get("hierarchical", True)),
             form=biggan.FOLDED,
         )
         params: dict[str, Any] = {}
@@ -366,15 +456,22 @@ def find_generator(path: Path) -> GeneratorArtifact:
     Raises:
       InputError: there is none, or it is damaged.
     """
+    return load_generator(generator_file(path))
+
+
+def generator_file(path: Path) -> Path:
+    """Where ``find_generator`` finds a generator.
+
+    Raises:
+      InputError: the folder holds none.
+    """
     for inside in ("generator/distilled.npz", "generator.npz", "distilled.npz"):
         if (path / inside).exists():
-            path = path / inside
-            break
-    else:
-        if path.is_dir():
-            raise InputError(
-                f"{path} holds no generator: name the folder of a finished "
-                "run of experiments/d2m.py or experiments/gan.py, or the .npz "
-                "file"
-            )
-    return load_generator(path)
+            return path / inside
+    if path.is_dir():
+        raise InputError(
+            f"{path} holds no generator: name the folder of a finished "
+            "run of experiments/d2m.py or experiments/gan.py, or the .npz "
+            "file"
+        )
+    return path

@@ -34,6 +34,7 @@ from ddjax.types import ApplyFn, InputError, Params
 __all__ = [
     "D2mState",
     "Group",
+    "decode",
     "distill_loss",
     "generate",
     "init_state",
@@ -139,16 +140,41 @@ def generate(
             f"labels must be integers [n], the classes of the images, not "
             f"{labels.dtype} of shape {labels.shape}"
         )
+    noise = standard_noise(key, labels.shape[0], size)
+    return decode(gen_apply, gen_params, noise, labels, at_once=at_once)
+
+
+def decode(
+    gen_apply: Callable[..., Any],
+    gen_params: Params,
+    noise: Float[Array, "n d"],
+    labels: Any,
+    *,
+    at_once: int | None = None,
+) -> Float[Array, "n h w c"]:
+    """The images of given noise; differentiable in noise and params.
+
+    Args:
+      gen_apply: see ``generate``.
+      gen_params: of it.
+      noise: what images are made of.
+      labels: [n] their classes, integers.
+      at_once: images in memory with all their features at a time, also while
+        a gradient is taken; None: all.
+
+    Returns:
+      [n h w c] pixels in 0..1.
+    """
+    labels = jnp.asarray(labels)
     count = labels.shape[0]
-    noise = standard_noise(key, count, size)
     if at_once is None or count <= at_once:
         return gen_apply(gen_params, noise, labels)
     parts = -(-count // at_once)
     extra = (0, parts * at_once - count)
     images = jax.lax.map(
-        lambda part: gen_apply(gen_params, *part),
+        jax.checkpoint(lambda part: gen_apply(gen_params, *part)),
         (
-            jnp.pad(noise, (extra, (0, 0))).reshape(parts, at_once, size),
+            jnp.pad(noise, (extra, (0, 0))).reshape(parts, at_once, -1),
             jnp.pad(labels, extra).reshape(parts, at_once),
         ),
     )

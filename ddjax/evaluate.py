@@ -26,6 +26,7 @@ __all__ = [
     "difference",
     "evaluate",
     "joined",
+    "robust_score",
     "stored",
     "summarise",
 ]
@@ -125,6 +126,24 @@ def difference(first: Any, second: Any) -> Difference:
     t = float(scipy.special.stdtrit(freedom, 0.975))
     half = t * float(squares.sum()) ** 0.5
     return Difference(mean, mean - half, mean + half)
+
+
+def robust_score(gain: float) -> float:
+    """A difference of accuracies on the scale of DD-Ranking, 0 to 1.
+
+    (e^gain - e^-1) / (e - e^-1): 0.269 for no difference. Of gain =
+    (IOR - HLR) / 2 it is the label-robust score (LRS), of the mean gain over
+    random images with and without augmentation the augmentation-robust score
+    (ARS); IOR = acc(distilled) - acc(random), HLR = acc(all data) -
+    acc(distilled with hard labels).
+
+    Args:
+      gain: of accuracies as shares, in -1..1.
+
+    References:
+      Li et al., "DD-Ranking", arXiv 2505.13300.
+    """
+    return (math.exp(gain) - math.exp(-1)) / (math.e - math.exp(-1))
 
 
 def joined(results: Sequence[EvalResult]) -> EvalResult:
@@ -236,20 +255,24 @@ def _train_streamed(
     keys, stream, learning_rate, preprocessing, *, module, recipe
 ):
     """The same of networks one after another."""
-    trained = []
-    for key in keys:
-        init_key, train_key = jax.random.split(key)
-        params = training.train_streamed(
-            train_key,
-            models.init_params(module, init_key, stream.images.shape[1:]),
-            stream,
-            learning_rate,
-            module=module,
-            recipe=recipe,
-            preprocessing=preprocessing,
-        )
-        trained.append(params)
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trained)
+
+    def train(keys):
+        trained = []
+        for key in keys:
+            init_key, train_key = jax.random.split(key)
+            params = training.train_streamed(
+                train_key,
+                models.init_params(module, init_key, stream.images.shape[1:]),
+                stream,
+                learning_rate,
+                module=module,
+                recipe=recipe,
+                preprocessing=preprocessing,
+            )
+            trained.append(params)
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trained)
+
+    return parallel.over_processes(train, keys)
 
 
 def _classes_of(module, test):

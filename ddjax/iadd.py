@@ -3,11 +3,14 @@
 ``update`` is one step of the outer loop: unroll a student on the distilled
 images from a teacher's snapshot, measure how far it ends from the teacher's
 later snapshot, and move images, learning rate, importance weights and, where
-asked, labels down (or up) the exact gradient of that distance.
+asked, labels down (or up) the exact gradient of that distance. In latent space
+the images are a generator's, and its noise is moved in their place.
 
 Source: Li et al., "Importance-Aware Adaptive Dataset Distillation", Neural
 Networks 172, 2024, arXiv 2401.15863; inner loop and outer optimiser after
-MTT (Cazenavette et al., CVPR 2022). BUILD_NOTES.md lists what is our choice.
+MTT (Cazenavette et al., CVPR 2022); latent space after GLaD (the same authors,
+"Generalizing Dataset Distillation via Deep Generative Prior", CVPR 2023).
+BUILD_NOTES.md lists what is our choice.
 """
 
 from __future__ import annotations
@@ -32,8 +35,10 @@ from ddjax.types import ApplyFn, Batch, InputError, Params, Segment
 from ddjax.unroll import minibatch_indices, sgd_unroll
 
 __all__ = [
+    "Decode",
     "Distilled",
     "IaddState",
+    "LatentState",
     "distill_loss",
     "distilled",
     "init_state",
@@ -42,6 +47,10 @@ __all__ = [
     "unroll_student",
     "update",
 ]
+
+
+Decode = Callable[[Array, Params], Array]
+"""(noise [n d], a generator's params) to network input [n h w c]."""
 
 
 class Distilled(NamedTuple):
@@ -65,14 +74,15 @@ class IaddState:
     Attributes:
       step: int32 scalar, updates so far.
       key: one typed key; ``fold_in(key, step)`` feeds each update.
-      images: [n h w c] network input.
+      images: [n h w c] network input; in latent space the noise [n d] that a
+        generator makes it of.
       labels: [n k]; logits where labels are learned.
       learning_rate: float32 scalar; its logarithm under Adam.
       scale: float32 scalar, of the steps of images and learning rate that the
         run takes, 1 until it has left its bounds and gone back; see ``scaled``.
       importance: raw weights from ``importance.init``, or None.
-      average: of the images over updates [n h w c], or None.
       opt_state: of ``make_optimizer``.
+      average: of the images over updates, or None.
     """
 
     step: Any
@@ -84,6 +94,18 @@ class IaddState:
     importance: Any
     opt_state: Any
     average: Any = None
+
+
+# Apart, so that a state in pixels has the form of checkpoints of before.
+@flax.struct.dataclass
+class LatentState(IaddState):
+    """The state in latent space.
+
+    Attributes:
+      generator: its params.
+    """
+
+    generator: Any = None
 
 
 _SMOOTHING = 0.1  # of the one-hot labels that learned logits start from
@@ -141,7 +163,13 @@ def scaled(settings: Iadd, scale: float) -> Iadd:
     """
     if scale == 1:
         return settings
-    steps = ("image_step", "learning_rate_step", "image_rate", "alpha_rate")
+    steps = (
+        "image_step",
+        "learning_rate_step",
+        "image_rate",
+        "alpha_rate",
+        "generator_rate",
+    )
     return dataclasses.replace(
         settings, **{step: scale * getattr(settings, step) for step in steps}
     )
@@ -157,6 +185,7 @@ def make_optimizer(settings: Iadd) -> optax.GradientTransformation:
     """
     sgd = optax.sgd
     ascend = settings.importance.direction == "ascend"
+    more = {}
     if settings.optimizer == "adam":
 
         def adam(rate):
@@ -170,6 +199,8 @@ def make_optimizer(settings: Iadd) -> optax.GradientTransformation:
             clip_to_running_norm(settings.clip), adam(settings.image_rate)
         )
         learning_rate = adam(settings.alpha_rate)
+        if settings.generator_rate:
+            more["generator"] = adam(settings.generator_rate)
     else:
         images = sgd(settings.image_step, settings.momentum)
         learning_rate = sgd(settings.learning_rate_step, settings.momentum)
@@ -185,19 +216,23 @@ def make_optimizer(settings: Iadd) -> optax.GradientTransformation:
                 if ascend
                 else settings.importance.step
             ),
+            **more,
         },
         # A label for a whole field: optax broadcasts it over the leaves.
         lambda variables: {field: field for field in variables},
     )
 
 
-def _variables(state: IaddState) -> dict[str, Any]:
-    return {
+def _variables(state: IaddState, settings: Iadd) -> dict[str, Any]:
+    variables = {
         "images": state.images,
         "labels": state.labels,
         "learning_rate": state.learning_rate,
         "importance": state.importance,
     }
+    if settings.generator_rate:
+        variables["generator"] = state.generator
+    return variables
 
 
 def init_state(
@@ -205,17 +240,20 @@ def init_state(
     initial: Distilled,
     params: Params,
     settings: Iadd,
+    generator: Params | None = None,
 ) -> IaddState:
     """The state before the first update.
 
     Args:
       key: one key; the whole run's randomness.
-      initial: real images of their class, one-hot labels, alpha_0.
+      initial: real images of their class, in latent space noise [n d] in their
+        place; one-hot labels, alpha_0.
       params: of the student's network; only shapes are used.
       settings: of the run.
+      generator: its params, in latent space.
 
     Returns:
-      An IaddState of float32 arrays.
+      An IaddState of float32 arrays; in latent space a LatentState.
 
     Raises:
       InputError: an image is not finite.
@@ -230,7 +268,13 @@ def init_state(
         k = labels.shape[-1]
         smoothing = _SMOOTHING if settings.labels == "hard" else 1e-6
         labels = jnp.log(labels * (1 - smoothing) + smoothing / k)
-    state = IaddState(
+    kind, more = IaddState, {}
+    if generator is not None:
+        kind = LatentState
+        more["generator"] = jax.tree.map(
+            lambda leaf: jnp.asarray(leaf, jnp.float32), generator
+        )
+    state = kind(
         step=jnp.zeros((), jnp.int32),
         key=key,
         images=jnp.asarray(initial.images, jnp.float32),
@@ -244,20 +288,30 @@ def init_state(
         scale=jnp.ones((), jnp.float32),
         importance=importance_lib.init(settings.importance, params),
         opt_state=None,
+        **more,
     )
     if settings.average:
         state = state.replace(average=state.images)
     return state.replace(
-        opt_state=make_optimizer(settings).init(_variables(state))
+        opt_state=make_optimizer(settings).init(_variables(state, settings))
     )
 
 
-def distilled(state: IaddState, settings: Iadd) -> Distilled:
-    """The distilled data set that a state stands for."""
-    found = _distilled(_variables(state), settings)
-    if state.average is None:
-        return found
-    return found._replace(images=state.average)
+def distilled(
+    state: IaddState, settings: Iadd, decode: Decode | None = None
+) -> Distilled:
+    """The distilled data set that a state stands for.
+
+    Args:
+      state: of a run.
+      settings: of the run.
+      decode: in latent space, as ``update`` has it.
+    """
+    found = _distilled(_variables(state, settings), settings)
+    images = state.images if state.average is None else state.average
+    if decode is not None:
+        images = decode(images, state.generator)
+    return found._replace(images=images)
 
 
 def _distilled(variables: dict[str, Any], settings: Iadd) -> Distilled:
@@ -368,6 +422,7 @@ def update(
     apply_fn: ApplyFn,
     settings: Iadd,
     project: Callable[[Array], Array] | None = None,
+    decode: Decode | None = None,
     axis_name: str | None = None,
     total: int | None = None,
 ) -> tuple[IaddState, dict[str, Array]]:
@@ -384,6 +439,7 @@ def update(
       settings: of the run.
       project: where given, takes the images [n h w c] after the step to what
         they may be.
+      decode: in latent space, takes the state's noise to images.
       axis_name: of the enclosing pmap or vmap over devices, or None.
       total: segments of all devices, where these do not divide them evenly; see
         ``parallel.mean_gradient``.
@@ -391,7 +447,19 @@ def update(
     Returns:
       (state after the step, metrics: scalars, the same on every device).
     """
-    variables = _variables(state)
+    variables = _variables(state, settings)
+
+    def decoded(variables):
+        if decode is None:
+            return variables
+        seen = {"generator": state.generator, **variables}
+        seen["images"] = decode(variables["images"], seen.pop("generator"))
+        return seen
+
+    # Apart from the segments' gradients: the generator is passed once for all
+    # of them, and outside of their loop, in which its kernels' gradients would
+    # be slow.
+    seen, chain = jax.vjp(decoded, variables)
 
     def loss_of(variables, segment, key):
         return distill_loss(
@@ -405,13 +473,15 @@ def update(
 
     grads, metrics = parallel.mean_gradient(
         loss_of,
-        variables,
+        seen,
         segments,
         jax.random.fold_in(state.key, state.step),
         metrics=("inner_loss_first", "inner_loss_last"),
         axis_name=axis_name,
         total=total,
     )
+    metrics["image_gradient_norm"] = optax.tree.norm(grads["images"])
+    (grads,) = chain(grads)
     updates, opt_state = make_optimizer(settings).update(
         grads, state.opt_state, variables
     )
@@ -426,7 +496,8 @@ def update(
         decay = jnp.minimum(settings.average, (1 + step) / (10 + step))
         average = decay * average + (1 - decay) * after["images"]
     metrics["learning_rate"] = _distilled(after, settings).learning_rate
-    metrics["image_gradient_norm"] = optax.tree.norm(grads["images"])
+    if decode is not None:
+        state = state.replace(generator=after.get("generator", state.generator))
     return state.replace(
         step=state.step + 1,
         opt_state=opt_state,

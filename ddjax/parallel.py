@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddjax import hosts
+
 AXIS = "devices"
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "mean_gradient",
     "networks_at_once",
     "over_devices",
+    "over_processes",
     "replicate",
     "shard",
     "spread",
@@ -55,21 +58,23 @@ def map_networks(function: Callable[..., Any], *inputs: Any) -> Any:
 
 
 def device_count() -> int:
-    """How many devices work is spread over."""
-    return jax.local_device_count()
+    """How many devices work is spread over, of all processes."""
+    return hosts.count() * jax.local_device_count()
 
 
 def spread(count: int) -> int:
     """How many devices so many pieces of work are for.
 
     No more than take a piece each, and none that would be left without one
-    when the others have as many as the first.
+    when the others have as many as the first; as many of every process, where
+    that leaves some without.
 
     Args:
       count: of the pieces, at least 1.
     """
     each = -(-count // min(count, device_count()))
-    return -(-count // each)
+    devices = -(-count // each)
+    return -(-devices // hosts.count()) * hosts.count()
 
 
 def even(count: int) -> int:
@@ -89,29 +94,77 @@ def over_devices(
 
     The state is unstacked, the same on every device; the data's leading axis
     is the devices'. The update must ``pmean`` whatever it returns, or the
-    first device's value is taken without a word.
+    first device's value is taken without a word. Every process calls it, with
+    the state and its own part of the data, as ``replicate`` and ``shard`` give
+    them.
 
     Args:
       update: of one device.
-      devices: how many local ones; by default all.
+      devices: how many of all processes; by default all.
     """
+    everywhere = _everywhere(devices)
+    if hosts.count() > 1:
+        # They get to know each other now: compiling takes one longer than
+        # another.
+        hosts.barrier()
+        greet = jax.pmap(
+            lambda one: jax.lax.psum(one, AXIS), AXIS, devices=everywhere
+        )
+        jax.block_until_ready(greet(np.ones(len(_local(devices)))))
     return jax.pmap(
         functools.partial(update, axis_name=AXIS),
         axis_name=AXIS,
         in_axes=(None, 0),
         out_axes=None,
-        devices=_local(devices),
+        devices=everywhere,
     )
 
 
 def _local(devices: int | None) -> list[Any]:
-    return jax.local_devices()[: devices or device_count()]
+    """This process's part of so many."""
+    devices = devices or device_count()
+    return jax.local_devices()[: devices // hosts.count()]
+
+
+def _everywhere(devices: int | None) -> list[Any]:
+    """As many of every process, process by process."""
+    if hosts.count() == 1:
+        return _local(devices)
+    return [
+        device
+        for process in range(hosts.count())
+        for device in jax.local_devices(process)[: len(_local(devices))]
+    ]
+
+
+def over_processes(function: Callable[..., Any], networks: Any) -> Any:
+    """``function(networks)``, each process with a part of them.
+
+    Inside, work is the process's own. What a network becomes must not depend
+    on those beside it.
+
+    Args:
+      function: of networks; what it returns is led by their number.
+      networks: pytree whose leaves lead with the number of networks.
+
+    Returns:
+      What ``function`` returns of all networks.
+    """
+    if hosts.count() == 1:
+        return function(networks)
+    count = jax.tree.leaves(networks)[0].shape[0]
+    each = -(-count // hosts.count())
+    # The last is made once more where they do not divide evenly.
+    place = np.minimum(np.arange(each) + hosts.index() * each, count - 1)
+    with hosts.alone():
+        part = function(jax.tree.map(lambda leaf: leaf[place], networks))
+    return jax.tree.map(lambda leaf: leaf[:count], hosts.gather(part))
 
 
 def spread_networks(
     function: Callable[..., Any], networks: Any, *shared: Any, **static: Any
 ) -> Any:
-    """``function(networks, *shared, **static)``, on several devices at once.
+    """``function(networks, *shared, **static)``, on all devices at once.
 
     What a network becomes does not depend on those beside it, so the result is
     that of one device.
@@ -125,6 +178,14 @@ def spread_networks(
     Returns:
       What ``function`` returns, its leaves led by the number of networks.
     """
+    return over_processes(
+        lambda part: _spread_networks(function, part, *shared, **static),
+        networks,
+    )
+
+
+def _spread_networks(function, networks, *shared, **static):
+    """The same on the devices of this process."""
     count = jax.tree.leaves(networks)[0].shape[0]
     devices = spread(count)
     if devices == 1:
@@ -223,7 +284,8 @@ def replicate(tree: Any, devices: int | None = None) -> Any:
 
     Args:
       tree: of arrays.
-      devices: how many local ones; by default all.
+      devices: how many of all processes; by default all. It lies on those of
+        this one.
     """
     return jax.device_put(tree, _sharding(devices))
 
@@ -248,7 +310,10 @@ def shard(data: Any, devices: int | None = None) -> Any:
 
     Args:
       data: pytree whose leaves lead with m.
-      devices: how many; by default all.
+      devices: how many of all processes; by default all.
+
+    Returns:
+      The part of this process's devices.
     """
     devices = devices or device_count()
 
@@ -258,6 +323,10 @@ def shard(data: Any, devices: int | None = None) -> Any:
         if missing:
             last = np.repeat(np.asarray(leaf[-1:]), missing, axis=0)
             leaf = np.concatenate([np.asarray(leaf), last])
-        return leaf.reshape(devices, each, *leaf.shape[1:])
+        leaf = leaf.reshape(devices, each, *leaf.shape[1:])
+        if hosts.count() == 1:
+            return leaf
+        here = devices // hosts.count()
+        return leaf[hosts.index() * here : (hosts.index() + 1) * here]
 
     return jax.tree.map(split, data)

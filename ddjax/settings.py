@@ -53,6 +53,8 @@ METRICS = ("accuracy", "balanced_accuracy")
 BASELINES = ("herding", "k_centre", "class_means")
 """Cheap picks that can stand beside random real images, in their order."""
 
+_PICKED = ("herding", "k_centre")
+
 Check = Callable[[Any], str | None]
 """What is wrong with a value: "must be ..", or None; may raise InputError."""
 
@@ -241,6 +243,15 @@ class Data(_Part):
     )
 
 
+def _check_own_network(name: str) -> str | None:
+    if models.has_batch_norm(models.build(name, num_classes=2)):
+        return (
+            "must be a network without batch norm, whose statistics of a few "
+            "images are no ground to distil on (it is for evaluate.models)"
+        )
+    return None
+
+
 @dataclasses.dataclass(frozen=True)
 class Model(_Part):
     """The network of students and teachers."""
@@ -250,7 +261,7 @@ class Model(_Part):
     name: str = _field(
         "convnet",
         "the student's and the teachers' network",
-        _passing(lambda name: models.build(name, num_classes=2)),
+        _check_own_network,
     )
     width: int = _field(128, "channels of each block", _at_least(1))
     depth: int = _field(3, "blocks; each halves the image", _at_least(1))
@@ -361,6 +372,17 @@ class Iadd(_Part):
     NAME = "iadd"
 
     ipc: int = _field(1, "distilled images per class", _at_least(1))
+    space: str = _field(
+        "pixels",
+        "what is moved: pixels, or the noise (latent) that the pre-trained "
+        "generator makes images of",
+        _one_of("pixels", "latent"),
+    )
+    generator_rate: float = _field(
+        0.0,
+        "of Adam on that generator's weights; 0: they stay",
+        _not_negative,
+    )
     iterations: int = _field(5000, "updates of the outer loop", _at_least(1))
     inner_steps: int = _field(50, "J: steps of the student", _at_least(1))
     span: int = _field(2, "K: teacher snapshots from start to target")
@@ -392,7 +414,9 @@ class Iadd(_Part):
         _one_of("sgd", "adam"),
     )
     image_rate: float = _field(
-        0.1, "of Adam on images, in standard deviations of the input", _positive
+        0.1,
+        "of Adam on images, in standard deviations of the input, or on noise",
+        _positive,
     )
     alpha_rate: float = _field(0.05, "of Adam on log alpha", _not_negative)
     final_rate: float = _field(
@@ -411,7 +435,7 @@ class Iadd(_Part):
         "none",
         "of pixels, black to white: none, clamp, near (a quarter of the range "
         "beyond at most), or soft, which takes a tenth of what is beyond back "
-        "with every update",
+        "with every update; a generator's lie within by themselves",
         _one_of("none", "clamp", "near", "soft"),
     )
     image_step: float = _field(100.0, "rate of the outer SGD on images")
@@ -423,8 +447,9 @@ class Iadd(_Part):
     )
     initial: str = _field(
         "random",
-        "real images that are begun with: random, herding or k_centre",
-        _one_of("random", "herding", "k_centre"),
+        "what is begun with: real images (random, herding or k_centre), in "
+        "latent space generated ones (random, or near real centres)",
+        _one_of("random", *_PICKED, "centres"),
     )
     labels: str = _field(
         "hard",
@@ -445,6 +470,30 @@ class Iadd(_Part):
             raise InputError(
                 f"iadd.learning_rate must lie within its bounds {low} .. "
                 f"{high}, not at {self.learning_rate}"
+            )
+        self._check_space()
+
+    def _check_space(self) -> None:
+        latent = self.space == "latent"
+        fits = ("random", "centres") if latent else ("random", *_PICKED)
+        if self.initial not in fits:
+            raise InputError(
+                f"iadd.initial must be {' or '.join(fits)} with iadd.space="
+                f"{self.space}, not {self.initial!r}"
+            )
+        if latent and self.optimizer != "adam":
+            raise InputError(
+                "iadd.space=latent moves noise by Adam: set iadd.optimizer=adam"
+            )
+        if self.generator_rate and not latent:
+            raise InputError(
+                "iadd.generator_rate moves the generator of iadd.space=latent, "
+                "in pixels there is none: set it to 0"
+            )
+        if self.generator_rate and self.average:
+            raise InputError(
+                "iadd.average is of the noise, which belongs to the generator "
+                "of its update: set it or iadd.generator_rate to 0"
             )
 
     @property
@@ -489,8 +538,12 @@ class Gan(_Part):
         "DSA groups joined by _, one after another, or none",
         _passing(augment.parse),
     )
-    looks: int = _field(
-        8, "times that samples are kept and measured", _at_least(1)
+    looks: int = _field(8, "times that samples are kept", _at_least(1))
+    patience: int = _field(
+        0,
+        "looks without a better held-out score after which it ends; 0: it "
+        "makes all updates, and keeps the last state",
+        _not_negative,
     )
 
     def _check_together(self) -> None:
@@ -552,9 +605,9 @@ class D2m(_Part):
     )
     choose: str = _field(
         "centres",
-        "stored images as further rows, by a teacher's features: centres, "
-        "moments, or none; not with networks=random",
-        _one_of("none", "centres", "moments"),
+        "stored images as further rows, by teachers' features: centres, "
+        "moments, latents (slow), or none; not with networks=random",
+        _one_of("none", "centres", "moments", "latents"),
     )
 
     def _check_together(self) -> None:
@@ -649,6 +702,24 @@ class Evaluate(_Part):
         "what else stands beside random real images: herding, k_centre, "
         "class_means, joined by commas; empty: nothing",
         _check_baselines,
+    )
+    labels: str = _field(
+        "soft",
+        "of distilled images in evaluate.py: soft, as they are stored, or "
+        "hard, the likeliest class",
+        _one_of("soft", "hard"),
+    )
+    search: str = _field(
+        "real",
+        "rows of evaluate.py --distilled whose learning rate is searched on "
+        "held-out images: none, real (all but the distilled), or all",
+        _one_of("none", "real", "all"),
+    )
+    resize: int = _field(
+        0,
+        "side in pixels that images are enlarged to for networks that do not "
+        "take them; 0: those are refused",
+        _not_negative,
     )
     full_steps: int = _field(
         32_000,

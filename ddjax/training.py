@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from ddjax import losses, parallel
+from ddjax import losses, models, parallel
 from ddjax.augment import augment
 from ddjax.data import preprocess
 from ddjax.data.classes import check_labels, one_hot
@@ -63,7 +63,11 @@ class Recipe(NamedTuple):
 
 
 def apply_fn_of(module: Any) -> ApplyFn:
-    """A Flax module's ``apply`` as a function of bare parameters."""
+    """A Flax module's ``apply`` as a function of bare parameters.
+
+    Of a network with batch norm it takes the statistics of its images alone,
+    as in training.
+    """
     return lambda params, images: module.apply({"params": params}, images)
 
 
@@ -155,6 +159,63 @@ def gradient(
     return worst
 
 
+def running_statistics(
+    module: Any, ops: tuple[str, ...], image_shape: Sequence[int]
+) -> optax.GradientTransformationExtraArgs:
+    """Leaves gradients as they are, and follows a network's statistics.
+
+    The last part of an optimiser's chain, whose state is the network's
+    collection "batch_stats": averages that a step moves towards those of its
+    own augmented batch.
+
+    Args:
+      module: a network with batch norm.
+      ops: augmentation groups of the loss.
+      image_shape: (h, w, c).
+    """
+
+    def init(params):
+        del params
+        images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        # The key draws parameters, which nobody sees.
+        return module.lazy_init(jax.random.key(0), images)["batch_stats"]
+
+    def update(grads, state, params, *, batch, key):
+        # The loss has done the same sums: XLA computes them once.
+        images = augment(key, batch.images, ops)
+        _, moved = module.apply(
+            {"params": params, "batch_stats": state},
+            images,
+            mutable=["batch_stats"],
+        )
+        return grads, moved["batch_stats"]
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def optimizer_of(
+    module: Any,
+    recipe: Recipe,
+    learning_rate: Any,
+    num_steps: int,
+    image_shape: Sequence[int],
+) -> optax.GradientTransformationExtraArgs:
+    """``sgd``, which follows a network's running statistics if it has any."""
+    plain = sgd(recipe, learning_rate, num_steps)
+    if not models.has_batch_norm(module):
+        return plain
+    return optax.chain(
+        plain, running_statistics(module, recipe.augment, image_shape)
+    )
+
+
+def _trained(module, params, opt_state):
+    """What ``predict`` takes."""
+    if not models.has_batch_norm(module):
+        return params
+    return {"params": params, "batch_stats": opt_state[-1]}
+
+
 class Plan(NamedTuple):
     """What one epoch draws, whether its data is in memory or streamed.
 
@@ -200,12 +261,15 @@ def step_of(
     """
 
     value_and_grad = gradient(loss_fn, flatness)
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def step(carry, batch, key):
         params, opt_state = carry
         batch = Batch(to_input(batch.images), batch.labels)
         loss, grads = value_and_grad(params, batch, key)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
+        updates, opt_state = optimizer.update(
+            grads, opt_state, params, batch=batch, key=key
+        )
         return (optax.apply_updates(params, updates), opt_state), loss
 
     return step
@@ -285,11 +349,13 @@ def train(
       preprocessing: where given, takes stored images to network input.
 
     Returns:
-      The trained params.
+      The trained params, as ``predict`` takes them.
     """
-    count = jax.eval_shape(sample_fn, key).images.shape[0]
-    optimizer = sgd(recipe, learning_rate, total_steps(recipe, count))
-    params, _, _ = train_epochs(
+    count, *shape = jax.eval_shape(sample_fn, key).images.shape
+    optimizer = optimizer_of(
+        module, recipe, learning_rate, total_steps(recipe, count), shape
+    )
+    params, opt_state, _ = train_epochs(
         supervised_loss(apply_fn_of(module), recipe.augment),
         optimizer,
         params,
@@ -301,7 +367,7 @@ def train(
         to_input=to_input(preprocessing),
         flatness=recipe.flatness,
     )
-    return params
+    return _trained(module, params, opt_state)
 
 
 class Stream(NamedTuple):
@@ -362,14 +428,16 @@ def train_streamed(
       preprocessing: where given, takes stored images to network input.
 
     Returns:
-      The trained params.
+      The trained params, as ``predict`` takes them.
 
     Raises:
       InputError: labels and images do not belong together.
     """
-    num_steps = total_steps(recipe, len(stream.images))
-    params, _ = stream_epochs(
-        (params, sgd(recipe, learning_rate, num_steps).init(params)),
+    count, *shape = stream.images.shape
+    num_steps = total_steps(recipe, count)
+    optimizer = optimizer_of(module, recipe, learning_rate, num_steps, shape)
+    params, opt_state = stream_epochs(
+        (params, optimizer.init(params)),
         jax.random.split(key, recipe.epochs),
         stream,
         learning_rate,
@@ -378,7 +446,7 @@ def train_streamed(
         num_steps=num_steps,
         preprocessing=preprocessing,
     )
-    return params
+    return _trained(module, params, opt_state)
 
 
 def stream_epochs(
@@ -532,7 +600,9 @@ def _advance(
     """The steps of one chunk."""
     take_step = step_of(
         supervised_loss(apply_fn_of(module), recipe.augment),
-        sgd(recipe, learning_rate, num_steps),
+        optimizer_of(
+            module, recipe, learning_rate, num_steps, images.shape[-3:]
+        ),
         to_input(preprocessing),
         recipe.flatness,
     )
@@ -572,7 +642,8 @@ def predict(
     """The most likely class of each image.
 
     Args:
-      params: of ``module``.
+      params: of ``module``; of one with batch norm {"params", "batch_stats"},
+        which ``train`` returns.
       images: [n h w c], stored or network input.
       module: a network from ``models.build``.
       preprocessing: where given, takes stored images to network input.
@@ -589,9 +660,11 @@ def predict(
         batches, batch_size, *images.shape[1:]
     )
     prepare = to_input(preprocessing)
+    whole = models.has_batch_norm(module)
+    variables = params if whole else {"params": params}
 
     def classify(batch):
-        logits, _ = module.apply({"params": params}, prepare(batch))
+        logits, _ = module.apply(variables, prepare(batch))
         return logits.argmax(-1)
 
     return jax.lax.map(classify, padded).reshape(-1)[:count]

@@ -10,7 +10,6 @@ faster and smaller than a checkpoint library's slice by two orders.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -126,15 +125,18 @@ def advance(
     rate = jnp.asarray(learning_rate, jnp.float32)
     constant = recipe._replace(epochs=1, decay_at_half=False)
     if isinstance(data, training.Stream):
-        return training.stream_epochs(
-            carry,
-            epoch_keys[None],
-            data,
-            rate,
-            module=module,
-            recipe=constant,
-            num_steps=1,
-            preprocessing=preprocessing,
+        return parallel.over_processes(
+            lambda part: training.stream_epochs(
+                part[0],
+                part[1][None],
+                data,
+                rate,
+                module=module,
+                recipe=constant,
+                num_steps=1,
+                preprocessing=preprocessing,
+            ),
+            (carry, epoch_keys),
         )
     return parallel.spread_networks(
         _epoch,
@@ -203,9 +205,13 @@ class Recorder:
             )
 
     def missing(self, count: int) -> list[int]:
-        """Which of ``count`` teachers are not there yet."""
+        """Which of ``count`` teachers are not there, or no longer."""
+        recorded = self._manifest["teachers"]
         return [
-            i for i in range(count) if str(i) not in self._manifest["teachers"]
+            i
+            for i in range(count)
+            if str(i) not in recorded
+            or not (self.folder / recorded[str(i)]["file"]).exists()
         ]
 
     def write(self, group: Sequence[int], snapshots: Sequence[Params]) -> None:
@@ -245,7 +251,7 @@ class Recorder:
                 "snapshots": len(rows),
                 "sha256": files.sha256(self.folder / name),
             }
-        files.write_json(self.folder / _MANIFEST, self._manifest)
+        files.write_json(self.folder / _MANIFEST, files.sealed(self._manifest))
 
 
 class Teachers:
@@ -292,10 +298,7 @@ class Teachers:
 
     def _open(self, entry: dict[str, Any]) -> np.ndarray:
         path = self.folder / entry["file"]
-        mend = (
-            f"remove it and its line in {self.folder / _MANIFEST}, and "
-            "run the same command to train that teacher again"
-        )
+        mend = "remove it and run the same command to train that teacher again"
         try:
             if files.sha256(path) != entry["sha256"]:
                 raise InputError(
@@ -304,7 +307,8 @@ class Teachers:
             return np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise InputError(
-                f"teacher file {path} is missing: {mend}"
+                f"teacher file {path} is missing: run experiments/teachers.py "
+                "with the same config"
             ) from None
 
     def snapshot(self, teacher: int, epoch: int) -> Params:
@@ -360,14 +364,14 @@ def _draw(key, teachers, starts):
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / _MANIFEST
-    if not path.exists():
-        return None
     try:
-        manifest = json.loads(path.read_text())
+        manifest = files.read_json(path)
         if manifest["format"] != _FORMAT or not _KEYS <= manifest.keys():
             raise KeyError("format")
         return manifest
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+    except FileNotFoundError:
+        return None
+    except (files.DamagedFile, KeyError):
         raise InputError(
             f"{path} is damaged: remove {folder} and run the same command to "
             "train the teachers again"

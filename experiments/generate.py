@@ -59,7 +59,8 @@ def main() -> int:
         default="random",
         help="random, or the images that lie nearest to centres of the real "
         "ones (centres), or the group most like them in mean, deviation and "
-        "skewness (moments), of many; of a run of d2m.py",
+        "skewness (moments), of many; or centres whose noise is moved on "
+        "towards the real images (latents); of a run of d2m.py",
     )
     parser.add_argument(
         "--teachers", type=Path, default=Shared().teachers, help="of the run"

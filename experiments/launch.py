@@ -5,9 +5,13 @@ Imported first by each script, so that ``configs`` is found from any folder.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shlex
+import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,11 +19,13 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
 from configs import common
-from ddjax.runs import compiled
+from ddjax import hosts
+from ddjax.runs import compiled, loop
 from ddjax.runs.workdir import Shared, name_of, refusals
 from ddjax.settings import Settings
 from ddjax.types import InputError
@@ -46,6 +52,9 @@ class Asked(NamedTuple):
       command: the command line itself.
       fixed: dotted names of the fields that it sets.
       plan: whether a plan is all that is wanted.
+      processes: of this run: (coordinator, their number or "auto", the number
+        of this one); None where there is one.
+      distilled: a distilled file to test, of evaluate.py.
     """
 
     settings: Settings
@@ -54,10 +63,17 @@ class Asked(NamedTuple):
     command: str
     fixed: tuple[str, ...] = ()
     plan: bool = False
+    processes: tuple[str, str, int | None] | None = None
+    distilled: Path | None = None
 
 
 def main(
-    run: Callable[[Asked], None], description: str, *, planned: bool = False
+    run: Callable[[Asked], None],
+    description: str,
+    *,
+    planned: bool = False,
+    spread: bool = False,
+    tests: bool = False,
 ) -> int:
     """Parses the command line, calls ``run``, and ends with a plain word.
 
@@ -65,10 +81,12 @@ def main(
       run: does the work.
       description: the script's docstring.
       planned: whether it has to do with runs that fill so many minutes.
+      spread: whether it works in several processes.
+      tests: whether it takes a distilled file.
 
     Returns:
       The exit code: 0 done, 2 the user's mistake (one sentence on stderr),
-      130 interrupted.
+      130 interrupted, 143 stopped by SIGTERM.
     """
     if any(word in ("-h", "--help", "-help") for word in sys.argv[1:]):
         print(_help(description))
@@ -81,6 +99,19 @@ def main(
                 "minutes= and --plan are for experiments/iadd.py, whose runs "
                 "they plan"
             )
+        if found.processes is not None:
+            if not spread:
+                raise InputError(
+                    f"{Path(sys.argv[0]).name} works in one process: leave "
+                    "out --processes (iadd.py, teachers.py and evaluate.py "
+                    "take it)"
+                )
+            hosts.connect(*found.processes)
+            if not hosts.writes():
+                # What all of them would say is said once.
+                sys.stdout = open(os.devnull, "w")
+        if found.distilled and not tests:
+            raise InputError("--distilled= is for experiments/evaluate.py")
         run(found)
 
     return refusing(action)
@@ -90,18 +121,48 @@ def refusing(action: Callable[[], None]) -> int:
     """Runs a script's work; the user's mistakes become one sentence.
 
     Returns:
-      The exit code: 0 done, 2 the user's mistake, 130 interrupted.
+      The exit code: 0 done, 2 the user's mistake, 130 interrupted, 143 stopped
+      by SIGTERM.
     """
+    code, said = 0, ""
     try:
-        with refusals():
+        with _hearing_sigterm(), refusals():
             action()
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        code, said = 2, f"error: {' '.join(str(error).split())}"
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+        code, said = 130, "\nstopped; the same command goes on from here"
+    except loop.Terminated:
+        code = 143
+        said = "\nstopped by SIGTERM; the same command goes on from here"
+    except Exception as error:
+        if hosts.count() == 1:
+            raise
+        # A sum over processes ends so when one of them has died, and as a
+        # ValueError where the host waits for its result.
+        if isinstance(error, jax.errors.JaxRuntimeError) or (
+            "Gloo" in str(error) or "Gather failed" in str(error)
+        ):
+            print(hosts.lost(error), file=sys.stderr)
+        else:
+            traceback.print_exc()
+        hosts.leave(1, "another process has failed: its log tells why")
+    if said and hosts.writes():
+        print(said, file=sys.stderr)
+    elif code == 2:  # perhaps of this process alone
+        print(f"process {hosts.index()}: {said}", file=sys.stderr)
+    hosts.leave(code, said.removeprefix("error: ").strip())
+    return code
+
+
+@contextlib.contextmanager
+def _hearing_sigterm():
+    """While a script works; tests call scripts in their own process."""
+    before = signal.signal(signal.SIGTERM, loop.terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def asked(argv: list[str]) -> Asked:
@@ -113,8 +174,12 @@ def asked(argv: list[str]) -> Asked:
     )
     for name, (default, meaning) in _FOLDERS.items():
         flags.DEFINE_string(name, default, meaning, flag_values=found)
+    flags.DEFINE_string("distilled", None, "", flag_values=found)
     flags.DEFINE_bool("plan", False, "", flag_values=found)
     flags.DEFINE_string("compiled", None, "", flag_values=found)
+    flags.DEFINE_string("coordinator", "", "", flag_values=found)
+    flags.DEFINE_string("processes", None, "", flag_values=found)
+    flags.DEFINE_integer("process", None, "", flag_values=found)
     try:
         rest = found(argv)
         if len(rest) > 1:
@@ -155,6 +220,11 @@ def asked(argv: list[str]) -> Asked:
         raise InputError(
             f"bad flag: {_plain(error)} (--help lists the fields)"
         ) from None
+    processes = None
+    if found.processes is not None:
+        processes = found.coordinator, found.processes, found.process
+    elif found.coordinator or found.process is not None:
+        raise InputError("--coordinator and --process go with --processes=N")
     if found.compiled != "none":
         compiled.keep(Path(found.compiled) if found.compiled else None)
     name = name_of(Path(argv[0]).stem, Path(path).stem, argument)
@@ -165,6 +235,8 @@ def asked(argv: list[str]) -> Asked:
         shlex.join(["python", *argv]),
         tuple(config_flags.get_override_values(found["config"])),
         found.plan,
+        processes,
+        Path(found.distilled) if found.distilled else None,
     )
 
 
@@ -187,11 +259,19 @@ def _help(description: str) -> str:
             f"  {f'--{name}=FOLDER':22} {meaning}"
             for name, (_, meaning) in _FOLDERS.items()
         ),
+        "  --distilled=FILE       of evaluate.py: a distilled.npz, of ours or "
+        "not",
         "  --plan                 of iadd.py: tells how long it takes, and "
         "stops",
         "  --compiled=FOLDER      compiled programs, kept for the next start; "
         "none keeps",
         "                         none, your cache folder by default",
+        "  --processes=N          this is one of N processes of the run, or "
+        "auto for what",
+        "                         the cluster says (Slurm, Cloud TPU, GKE); "
+        "with N go",
+        "  --process=I            its number, from 0 on, and",
+        "  --coordinator=HOST:PORT  where process 0 is, and a free port there",
         "  --config.FIELD=VALUE   overrides a field of the config, after "
         "--config",
         "",

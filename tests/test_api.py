@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from small import D2M, IADD, door
 
 import ddjax
-from ddjax import api, parallel
+from ddjax import api, artifact, parallel
 from ddjax.data import preprocess, sources
 from ddjax.runs import generate
 from ddjax.types import InputError
@@ -114,6 +115,41 @@ def test_a_file_alone_is_opened_too(run, tmp_path):
     found = ddjax.load(path)
     np.testing.assert_array_equal(found.images, run.images)
     assert found.report is None and "page of the run" not in found._repr_html_()
+
+
+def loaders():
+    """The three of artifact's docstring: NumPy's, JAX's, PyTorch's."""
+    parts = artifact.__doc__.split("::\n\n")[1:]
+    found = [part.partition("\n\n")[0] for part in parts]
+    return dict(zip(("numpy", "jax", "torch"), found))
+
+
+@pytest.mark.parametrize("package", loaders())
+def test_three_lines_load_it(run, package, monkeypatch):
+    pytest.importorskip(package)
+    monkeypatch.chdir(run.path)
+    names = {}
+    exec(textwrap.dedent(loaders()[package]), names)
+    inputs = np.asarray(names["inputs"])
+    if package == "torch":
+        inputs = inputs.transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(inputs, run.inputs, rtol=1e-6)
+    np.testing.assert_array_equal(np.asarray(names["labels"]), run.labels)
+    assert type(names["labels"]).__module__.split(".")[0] in (package, "jaxlib")
+
+
+def test_a_run_is_exported_and_verified(run, tmp_path):
+    out = run.export("npz", str(tmp_path / "out"))
+    with np.load(out / "train.npz") as file:
+        levels = np.rint(255 * np.clip(run.images, 0, 1))
+        np.testing.assert_array_equal(file["train_images"], levels)
+    with pytest.raises(InputError, match="no form 'gif'"):
+        run.export("gif", tmp_path / "other")
+    (verdict,) = run.verify().values()
+    assert verdict.same_data
+    recorded = run.scores["distilled"]["convnet"]["accuracies"]
+    np.testing.assert_array_equal(verdict.recorded.accuracy, recorded)
+    assert len(verdict.found.accuracy) == 2
 
 
 def test_the_command_makes_the_same_run(run, folder, monkeypatch, capsys):
@@ -227,6 +263,11 @@ def test_a_generator_makes_images(folder, tmp_path):
     for labels in ([10], [-1], [0.5], [[1]], []):
         with pytest.raises(InputError, match="labels must be"):
             run.generate(labels)
+    with pytest.raises(InputError, match="holds a generator"):
+        run.verify()
+    with pytest.raises(InputError, match="no score of its own images"):
+        made.verify()
+    run.export("npz", tmp_path / "shown")
     with pytest.raises(InputError, match="images and no generator"):
         made.generate([1])
 

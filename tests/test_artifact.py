@@ -1,5 +1,6 @@
 """The distilled file: NumPy alone opens it, and damage is told."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -42,6 +43,8 @@ def test_round_trip(path):
 def test_numpy_alone_opens_it(path):
     with np.load(path, allow_pickle=False) as file:
         assert sorted(file.files) == [
+            "checksum",
+            "format_version",
             "images",
             "labels",
             "learning_rate",
@@ -109,10 +112,87 @@ def test_flipped_byte(path):
     assert refused > len(places) / 2
 
 
-def written(path, **members):
-    """The example's file with other members; None leaves one out."""
+def test_the_checksum_by_hand(path):
+    """SHA-256 over what the docstring says, computed from the file alone."""
     with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files}
+        lines = [
+            ("format_version <i8 \n", np.int64(1)),
+            ("images <f4 4,3,3,2\n", file["images"]),
+            ("labels <f4 4,2\n", file["labels"]),
+            ("learning_rate <f4 \n", file["learning_rate"]),
+            (f"metadata <U{len(str(file['metadata']))} \n", file["metadata"]),
+            ("preprocess/mean <f4 2\n", file["preprocess/mean"]),
+            ("preprocess/std <f4 2\n", file["preprocess/std"]),
+        ]
+        content = b"".join(
+            line.encode() + array.tobytes() for line, array in lines
+        )
+        assert str(file["checksum"]) == hashlib.sha256(content).hexdigest()
+        # Not the form in memory.
+        arrays = {n: file[n] for n in file.files if n != "checksum"}
+    swapped = {
+        name: np.array(array, array.dtype.newbyteorder(">"), order="F")
+        for name, array in arrays.items()
+    }
+    del swapped["format_version"]
+    assert (
+        artifact.seal(swapped)["checksum"]
+        == artifact.seal({name: arrays[name] for name in swapped})["checksum"]
+    )
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"images": np.zeros((4, 3, 3, 2), "f")},
+        {"labels": np.eye(2, dtype="f")[[0, 1, 0, 1]]},
+        {"learning_rate": np.float32(0.5)},
+        {"preprocess__std": np.float32([1, 1])},
+        {"metadata": np.array('{"class_names": ["cat", "dog"]}')},
+        {"more": np.zeros(3)},
+        {"checksum": None},
+        {"format_version": np.array(0)},
+        {"format_version": np.array(-1)},
+    ],
+)
+def test_changed_by_hand(path, members):
+    """Every one a whole file, which would be read if it had no checksum."""
+    written(path, sealed=True, **members)
+    with pytest.raises(InputError, match="was changed after it was written"):
+        artifact.load(path)
+
+
+@pytest.mark.parametrize(
+    "version, why",
+    [
+        (np.array(2), "of format 2, .* up to 1: install a newer one"),
+        (np.array("1"), "damaged"),
+        (np.array([1, 1]), "damaged"),
+        (None, "damaged"),
+    ],
+)
+def test_other_versions(path, version, why):
+    written(path, sealed=True, format_version=version)
+    with pytest.raises(InputError, match=why):
+        artifact.load(path)
+
+
+def test_a_file_of_before_there_were_checksums(path):
+    written(path)
+    with np.load(path) as file:
+        assert "checksum" not in file.files
+    np.testing.assert_array_equal(artifact.load(path).images, example().images)
+
+
+def written(path, sealed=False, **members):
+    """The example's file with other members; None leaves one out. Without its
+    seal, if not otherwise said, as before there was one."""
+    with np.load(path) as file:
+        arrays = {
+            name: file[name]
+            for name in file.files
+            if sealed or name not in ("checksum", "format_version")
+        }
     for name, value in members.items():
         arrays[name.replace("__", "/")] = value
     np.savez(path, **{k: v for k, v in arrays.items() if v is not None})

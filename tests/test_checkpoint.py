@@ -1,6 +1,7 @@
 """Checkpoints: all of a state comes back, or the one before, or a word."""
 
 import errno
+import resource
 import shutil
 
 import flax.struct
@@ -118,6 +119,34 @@ def test_both_are_damaged(folder):
     assert steps(folder) == [20, 30]
 
 
+def test_one_bit(folder, caplog):
+    """In the values themselves, which storage has no checksum of."""
+    path = max((folder / "30").rglob("d/*"), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    step, found = restore(folder)
+    assert step == 20
+    assert_same(found, state(20))
+    assert any("30" in record.message for record in caplog.records)
+
+
+def test_of_an_older_version(folder):
+    """Or killed before its checksums were there."""
+    (folder / "30" / "checksums.json").unlink()
+    step, found = restore(folder)
+    assert step == 30
+    assert_same(found, state(30))
+
+
+def test_lines_of_the_metrics_are_remembered(folder):
+    checkpoints = Checkpoints(folder)
+    assert checkpoints.rows(30) == 0
+    checkpoints.save(40, state(40), 7)
+    assert checkpoints.rows(40) == 7
+    checkpoints.close()
+
+
 def test_leftover_of_a_kill(folder):
     shutil.copytree(folder / "30", folder / "40.orbax-checkpoint-tmp")
     step, _ = restore(folder)
@@ -136,6 +165,21 @@ def test_full_disk(folder, monkeypatch):
     checkpoints.close()
     assert caught.value.errno == errno.ENOSPC
     assert str(folder) in caught.value.filename
+
+
+def test_what_a_disk_refuses(folder):
+    """A write that the system cuts, not one that a test says is cut."""
+    checkpoints = Checkpoints(folder)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            checkpoints.save(40, state(40))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        checkpoints.close()
+    assert caught.value.errno == errno.EFBIG
+    assert_same(restore(folder)[1], state(30))
 
 
 def test_other_errors_pass(folder, monkeypatch):

@@ -80,6 +80,17 @@ def test_fraction_that_empties_a_class():
         sources.split_held_out(small, 0.5, jax.random.key(0))
 
 
+def test_orders_are_those_of_jax():
+    key, sizes = jax.random.key(5), [9, 1700, 1]  # 1700 are sorted twice
+    for label, order in enumerate(classes.random_orders(key, sizes)):
+        np.testing.assert_array_equal(
+            order,
+            jax.random.permutation(
+                jax.random.fold_in(key, label), sizes[label]
+            ),
+        )
+
+
 def test_per_class_indices():
     labels = np.int32([2, 0, 1, 0, 2, 1, 0, 1, 2, 2])
     key = jax.random.key(0)

@@ -34,12 +34,13 @@ def logged(folder, pattern, step):
 
 
 def arrays_of(path):
-    """All arrays but the metadata, which tells the command."""
+    """All arrays but the metadata, which tells the command, and the checksum
+    over them."""
     with np.load(path, allow_pickle=False) as file:
         return {
             name: file[name].tobytes()
             for name in file.files
-            if name != "metadata"
+            if name not in ("metadata", "checksum")
         }
 
 
@@ -172,7 +173,9 @@ def command(monkeypatch, capsys, iadd):
         monkeypatch.setattr(sys, "argv", [f"experiments/{name}.py", *arguments])
         monkeypatch.chdir(iadd.folder)
         script = door(name)
-        code = script.launch.main(script.run, script.__doc__)
+        code = script.launch.main(
+            script.run, script.__doc__, tests=name == "evaluate"
+        )
         said = capsys.readouterr()
         return code, said.out, said.err
 
@@ -234,6 +237,17 @@ def test_the_other_doors(iadd, command):
     assert (iadd.folder / "page" / "data.html").exists()
     code, out, err = command("evaluate", *iadd.flags(workdir="nowhere"))
     refused(code, err, "no distilled file")
+    distilled = f"--distilled={iadd.folder / 'run'}"
+    code, out, err = command(
+        "evaluate",
+        *iadd.flags(workdir="matrix"),
+        distilled,
+        "--config.evaluate.models=convnet,lenet",
+    )
+    refused(code, err, "a LeNet needs 12 pixels", "evaluate.resize")
+    assert not (iadd.folder / "matrix").exists()
+    code, out, err = command("teachers", *iadd.flags(), distilled)
+    refused(code, err, "experiments/evaluate.py")
 
 
 def test_the_door_of_pages(iadd, d2m, capsys):

@@ -6,12 +6,16 @@ import hashlib
 import json
 import os
 import pickle
+import threading
+import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ddjax import files
+from ddjax.types import InputError
 
 
 @pytest.fixture
@@ -77,6 +81,56 @@ def test_json(path):
     with pytest.raises(TypeError):
         files.write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": [1, None]}
+
+
+def test_sealed_json(path):
+    files.write_json(path, files.sealed({"b": (1, 2), "a": {"0": None}}))
+    assert files.read_json(path) == {"b": [1, 2], "a": {"0": None}}
+    text = path.read_text()
+    for old, new in (("1", "3"), ('"a"', '"c"'), ("checksum", "checksun")):
+        path.write_text(text.replace(old, new, 1))
+        if old == "checksum":  # as of an older version, with a field more
+            assert files.read_json(path)["b"] == [1, 2]
+            continue
+        with pytest.raises(files.DamagedFile, match="has changed"):
+            files.read_json(path)
+    path.write_text('{"a": 1}')
+    assert files.read_json(path) == {"a": 1}
+    for content in ("[]", "{", "[" * 100_000, "\x00"):
+        path.write_text(content)
+        with pytest.raises(files.DamagedFile):
+            files.read_json(path)
+
+
+def test_one_waits_for_the_other(tmp_path):
+    said, done = [], []
+
+    def work():
+        with files.alone(tmp_path / "new", "works", said.append):
+            done.append("second")
+
+    with files.alone(tmp_path / "new", "works", said.append):
+        thread = threading.Thread(target=work)
+        thread.start()
+        while not said:
+            time.sleep(0.01)
+        done.append("first")
+    thread.join()
+    assert done == ["first", "second"]
+    assert said == [
+        f"another process works in {tmp_path / 'new'}: waiting for it"
+    ]
+
+
+def test_a_folder_that_can_only_be_read_is_not_waited_for(
+    tmp_path, monkeypatch
+):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(files.filelock.FileLock, "acquire", refuse)
+    with files.alone(tmp_path, "works", pytest.fail):
+        pass
 
 
 def test_sha256(path):
@@ -160,3 +214,45 @@ def test_what_members_declare_is_checked_before_it_is_taken(
     monkeypatch.setattr(files, "memory", lambda: 999)
     with pytest.raises(files.DamagedFile, match="1000 bytes"):
         files.read_npz(path)
+
+
+# Folders ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_is_there_when_it_is_whole(tmp_path, there):
+    out = tmp_path / "deep" / "out"
+    if there:
+        out.mkdir(parents=True)
+    with files.atomic_folder(out) as folder:
+        (folder / "a").write_text("a")
+        assert not (out / "a").exists()
+    assert [path.name for path in out.iterdir()] == ["a"]
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_a_folder_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(KeyError), files.atomic_folder(tmp_path / "out") as made:
+        (made / "a").write_text("a")
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_folder_is_overwritten(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").write_text("a")
+    (tmp_path / "file").write_text("b")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("full", "file", "link"):
+        with (
+            pytest.raises(InputError, match="nothing is overwritten"),
+            files.atomic_folder(tmp_path / name),
+        ):
+            raise AssertionError
+    with (
+        pytest.raises(InputError, match="nothing is overwritten"),
+        files.atomic_folder(Path(".")),
+    ):
+        raise AssertionError
+    assert (tmp_path / "full" / "a").read_text() == "a"
+    assert len(list(tmp_path.iterdir())) == 3

@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 
@@ -227,6 +228,129 @@ def test_update_by_hand(settings):
         chex.assert_trees_all_close(
             state.importance, jax.tree.map(np.float32, raw), atol=2e-3
         )
+
+
+# --- In latent space ----------------------------------------------------------
+
+LATENT = Iadd(
+    space="latent",
+    inner_steps=2,
+    batch_size=4,
+    augment="none",
+    optimizer="adam",
+    generator_rate=0.01,
+    importance=Importance("none"),
+)
+GENERATOR = {"kernel": np.float32(np.random.default_rng(3).normal(size=(4, 6)))}
+NOISE = np.float32(np.random.default_rng(4).normal(size=(EXAMPLES, 4)))
+
+
+def decode(noise, generator):
+    return jnp.tanh(noise @ generator["kernel"]).reshape(-1, *SIZE)
+
+
+@functools.cache
+def latent_update(settings):
+    return jax.jit(
+        functools.partial(
+            iadd.update,
+            apply_fn=training.apply_fn_of(NETWORK),
+            settings=settings,
+            decode=decode,
+        )
+    )
+
+
+def begin_latent(settings):
+    return iadd.init_state(
+        jax.random.key(7),
+        initial()._replace(images=NOISE),
+        params(0),
+        settings,
+        GENERATOR,
+    )
+
+
+def test_gradients_to_latents_are_those_of_finite_differences():
+    """In float64, of the loss by hand; Adam's first mean is a tenth of the
+    gradient."""
+    state, _ = latent_update(LATENT)(begin_latent(LATENT), segments(2))
+    found = {
+        field: optax.tree.get(state.opt_state.inner_states[field], "mu")[field]
+        for field in ("images", "generator")
+    }
+    with jax.enable_x64(True):
+        all_segments = jax.tree.map(np.float64, segments(2))
+        orders = [
+            minibatch_indices(
+                jax.random.split(
+                    jax.random.fold_in(
+                        jax.random.fold_in(jax.random.key(7), 0), index
+                    )
+                )[0],
+                EXAMPLES,
+                4,
+                2,
+            )
+            for index in range(2)
+        ]
+
+        @jax.jit
+        def loss(noise, kernel):
+            data = initial()
+            images = decode(noise, {"kernel": kernel})
+            values = (
+                images,
+                jnp.asarray(data.labels, jnp.float64),
+                np.float64(np.float32(data.learning_rate)),
+                None,
+            )
+            return sum(
+                loss_by_hand(
+                    values,
+                    jax.tree.map(lambda leaf: leaf[index], all_segments),
+                    orders[index],
+                    LATENT,
+                )
+                for index in range(2)
+            )
+
+        at = np.float64(NOISE), np.float64(GENERATOR["kernel"])
+        slopes = []
+        for which in range(2):
+            slope = np.zeros(at[which].shape)
+            for place in np.ndindex(slope.shape):
+                pair = []
+                for sign in (1, -1):
+                    moved = [array.copy() for array in at]
+                    moved[which][place] += sign * 1e-5
+                    pair.append(float(loss(*moved)) / 2)
+                slope[place] = (pair[0] - pair[1]) / 2e-5
+            slopes.append(slope)
+    ours = found["images"], found["generator"]["kernel"]
+    for mine, slope in zip(ours, slopes):
+        assert np.abs(slope).max() > 0.01
+        np.testing.assert_allclose(10 * mine, slope, atol=1e-5)
+
+
+def test_the_generator_stays_unless_it_has_a_rate():
+    fixed = replace(LATENT, generator_rate=0.0)
+    moved = {}
+    for settings in (LATENT, fixed):
+        state, metrics = latent_update(settings)(
+            begin_latent(settings), segments(2)
+        )
+        change = np.abs(state.generator["kernel"] - GENERATOR["kernel"]).max()
+        assert (change > 0) == bool(settings.generator_rate)
+        assert np.isfinite(metrics["image_gradient_norm"])
+        moved[settings] = state
+    np.testing.assert_allclose(
+        moved[LATENT].images, moved[fixed].images, atol=1e-6
+    )
+    data = iadd.distilled(moved[LATENT], LATENT, decode)
+    np.testing.assert_array_equal(
+        data.images, decode(moved[LATENT].images, moved[LATENT].generator)
+    )
 
 
 def test_ascent_is_the_opposite_of_descent_and_bounded():

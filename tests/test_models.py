@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from jax import lax
 
 from ddjax import models
@@ -68,6 +69,29 @@ def test_resnet_size(size):
     """Counted at 32 px; the same at any other."""
     network = models.build("resnet18", num_classes=10)
     assert count(network, (size, size, 3)) == COUNTS["resnet18_32x32x3_10"]
+
+
+@pytest.mark.parametrize("name", ["lenet", "alexnet", "vgg11"])
+def test_sizes_of_the_literature(name):
+    network = models.build(name, num_classes=10)
+    assert count(network, (32, 32, 3)) == COUNTS[f"{name}_32x32x3_10"]
+
+
+def test_batch_norm_has_as_many():
+    vgg = models.build("vgg11", num_classes=10, norm="batch")
+    assert count(vgg, (32, 32, 3)) == COUNTS["vgg11bn_32x32x3_10"]
+    resnet = models.build("resnet18_bn", num_classes=10)
+    assert count(resnet, (32, 32, 3)) == COUNTS["resnet18_32x32x3_10"]
+
+
+def test_vit_size():
+    """Summed from the paper's table: 12 layers of 192, 3 heads, MLP 768."""
+    block = 2 * 2 * 192 + 192 * 3 * 192 + 3 * 192 + 192 * 192 + 192
+    block += 192 * 768 + 768 + 768 * 192 + 192
+    patches, tokens = 4 * 4 * 3 * 192 + 192, (1 + 65) * 192
+    total = patches + tokens + 12 * block + 2 * 192 + 192 * 10 + 10
+    network = models.build("vit", num_classes=10)
+    assert count(network, (32, 32, 3)) == total
 
 
 def test_convnet_names():
@@ -278,6 +302,201 @@ def test_no_bias():
     )
 
 
+# --- The literature's other networks -----------------------------------------
+
+
+def conv_by_hand(x, layer, pad, stride=1):
+    x = lax.conv_general_dilated(
+        x,
+        layer["kernel"],
+        (stride, stride),
+        [(pad, pad)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return x + layer["bias"]
+
+
+def pool_by_hand(x):
+    """XLA's own pooling."""
+    return lax.reduce_window(
+        x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
+    )
+
+
+def dense_by_hand(x, layer):
+    return x @ layer["kernel"] + layer["bias"]
+
+
+def lenet_by_hand(p, x, grey):
+    x = pool_by_hand(jnp.maximum(conv_by_hand(x, p["conv0"], 2 * grey), 0))
+    x = pool_by_hand(jnp.maximum(conv_by_hand(x, p["conv1"], 0), 0))
+    for layer in ("dense0", "dense1"):
+        x = jnp.maximum(dense_by_hand(x.reshape(len(x), -1), p[layer]), 0)
+    return dense_by_hand(x, p["head"])
+
+
+def alexnet_by_hand(p, x, grey):
+    for layer, (pad, pools) in enumerate(
+        ((2 + 2 * grey, True), (2, True), (1, False), (1, False), (1, True))
+    ):
+        x = jnp.maximum(conv_by_hand(x, p[f"conv{layer}"], pad), 0)
+        x = pool_by_hand(x) if pools else x
+    return dense_by_hand(x.reshape(len(x), -1), p["head"])
+
+
+def vgg_by_hand(p, x, grey):
+    for layer in range(8):
+        x = conv_by_hand(x, p[f"conv{layer}"], 1 if layer else 1 + 2 * grey)
+        x = x - x.mean((1, 2), keepdims=True)
+        x = x / jnp.sqrt((x**2).mean((1, 2), keepdims=True) + 1e-5)
+        norm = p[f"norm{layer}"]
+        x = jnp.maximum(x * norm["scale"] + norm["bias"], 0)
+        x = pool_by_hand(x) if layer in (0, 1, 3, 5, 7) else x
+    return dense_by_hand(x.reshape(len(x), -1), p["head"])
+
+
+@pytest.mark.parametrize(
+    "name, fields, by_hand, shape",
+    [
+        ("lenet", {}, lenet_by_hand, (12, 13, 1)),
+        ("lenet", {}, lenet_by_hand, (16, 17, 2)),
+        ("alexnet", {"width": 2}, alexnet_by_hand, (4, 9, 1)),
+        ("alexnet", {"width": 2}, alexnet_by_hand, (8, 9, 3)),
+        ("vgg11", {"width": 2}, vgg_by_hand, (28, 29, 1)),
+        ("vgg11", {"width": 2}, vgg_by_hand, (32, 33, 2)),
+    ],
+)
+def test_definitions(name, fields, by_hand, shape, x64):
+    """At the smallest sides they take; a pixel less is refused."""
+    network = models.build(name, num_classes=3, **fields)
+    params = random_params(network, shape)
+    images = np.random.default_rng(1).normal(size=(2, *shape))
+    logits, out = jax.jit(network.apply)({"params": params}, images)
+    expected = jax.jit(by_hand, static_argnums=2)(
+        params, images, shape[-1] == 1
+    )
+    np.testing.assert_allclose(logits, expected, rtol=1e-9, atol=1e-9)
+    assert np.ptp(logits, axis=0).max() > 1e-3
+    # The last by name is what the head sees.
+    last = np.asarray(out[max(out)]).reshape(2, -1)
+    np.testing.assert_allclose(dense_by_hand(last, params["head"]), logits)
+    with pytest.raises(
+        InputError, match=f"{shape[0]} pixels .* {shape[0] - 1} x"
+    ):
+        shapes(network, (shape[0] - 1, *shape[1:]))
+
+
+def test_vit(x64):
+    """Attention head by head and token by token, in NumPy."""
+    network = models.build("vit", num_classes=3, width=128, blocks=1, patch=2)
+    params = random_params(network, (4, 6, 1))
+    images = np.random.default_rng(1).normal(size=(2, 4, 6, 1))
+    logits, out = jax.jit(network.apply)({"params": params}, images)
+    assert set(out) == {"block00", "token"}
+    assert out["block00"].shape == (2, 2, 3, 128)
+
+    def norm(x, layer):
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(
+            x.var(-1, keepdims=True) + 1e-5
+        )
+        return x * layer["scale"] + layer["bias"]
+
+    def gelu(x):
+        return x * scipy.special.ndtr(x)
+
+    block = params["block00"]
+    for image, found in zip(images, np.asarray(logits)):
+        patches = [
+            image[r : r + 2, c : c + 2].reshape(-1)
+            for r in (0, 2)
+            for c in (0, 2, 4)
+        ]
+        kernel = params["patches"]["kernel"].reshape(-1, 128)
+        x = np.array([p @ kernel + params["patches"]["bias"] for p in patches])
+        x = np.concatenate([params["token"][0], x]) + params["positions"][0]
+        both = dense_by_hand(
+            norm(x, block["norm0"]), block["queries_keys_values"]
+        )
+        queries, keys, values = np.split(both, 3, axis=-1)
+        heads = []
+        for head in (slice(64), slice(64, 128)):
+            weights = scipy.special.softmax(
+                queries[:, head] @ keys[:, head].T / 8, axis=-1
+            )
+            heads.append(weights @ values[:, head])
+        x = x + dense_by_hand(np.concatenate(heads, -1), block["joined"])
+        hidden = gelu(dense_by_hand(norm(x, block["norm1"]), block["dense0"]))
+        x = x + dense_by_hand(hidden, block["dense1"])
+        expected = dense_by_hand(norm(x[0], params["norm"]), params["head"])
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_vit_refusals():
+    network = models.build("vit", num_classes=3)
+    with pytest.raises(InputError, match=r"4 x 4 pixels, .* 10 x 8"):
+        shapes(network, (10, 8, 1))
+    network = models.build("vit", num_classes=3, width=200)
+    with pytest.raises(InputError, match="multiple of 64"):
+        shapes(network, (8, 8, 1))
+
+
+@pytest.mark.parametrize(
+    "norm, activation, pooling",
+    [
+        ("none", "sigmoid", "max"),
+        ("layer", "leaky_relu", "none"),
+        ("group", "relu", "average"),
+        ("batch", "relu", "none"),
+        ("instance", "relu", "max"),
+    ],
+)
+def test_convnet_options(norm, activation, pooling, x64):
+    kind = dict(norm=norm, activation=activation, pooling=pooling)
+    network = models.build("convnet", num_classes=3, width=8, depth=1, **kind)
+    params = random_params(network, (4, 5, 2))
+    images = np.random.default_rng(1).normal(size=(3, 4, 5, 2))
+    logits, _ = jax.jit(network.apply)({"params": params}, images)
+    x = np.asarray(conv_by_hand(images, params["conv0"], 1))
+    axes = {"batch": (0, 1, 2), "layer": (1, 2, 3), "instance": (1, 2)}
+    if norm == "group":
+        x = x.reshape(3, 4, 5, 4, 2)
+    if norm != "none":
+        over = axes.get(norm, (1, 2, 4))
+        std = np.sqrt(x.var(over, keepdims=True) + 1e-5)
+        x = ((x - x.mean(over, keepdims=True)) / std).reshape(3, 4, 5, 8)
+        x = x * params["norm0"]["scale"] + params["norm0"]["bias"]
+    x = {
+        "relu": np.maximum(x, 0),
+        "sigmoid": 1 / (1 + np.exp(-x)),
+        "leaky_relu": np.where(x > 0, x, 0.01 * x),
+    }[activation]
+    if pooling != "none":
+        x = x[:, :, :4].reshape(3, 2, 2, 2, 2, 8)
+        x = x.max((2, 4)) if pooling == "max" else x.mean((2, 4))
+    expected = dense_by_hand(x.reshape(3, -1), params["head"])
+    np.testing.assert_allclose(logits, expected, rtol=1e-9)
+    if norm == "layer":
+        assert params["norm0"]["scale"].shape == (4, 5, 8)
+
+
+def test_enlarged():
+    """As the network has it of images that were enlarged before."""
+    inner = models.build("mlp", num_classes=3, width=4)
+    network = models.Enlarged(inner, 4)
+    assert not models.has_batch_norm(network)
+    params = models.init_params(network, jax.random.key(0), (2, 3, 1))
+    ramp = np.float32([[0, 1, 2], [4, 5, 6]])[None, ..., None]
+    found, _ = network.apply({"params": params}, ramp)
+    # Linear between the centres of pixels, constant beyond them.
+    down, along = np.float32([0, 1, 3, 4]), np.float32([0, 0.25, 0.75, 1.25])
+    along = np.concatenate([along, 2 - along[1::-1]])
+    larger = (down[:, None] + along)[None, ..., None]
+    expected, _ = inner.apply({"params": params["network"]}, larger)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    batch = models.build("resnet18_bn", num_classes=3)
+    assert models.has_batch_norm(models.Enlarged(batch, 8))
+
+
 # --- Layers ------------------------------------------------------------------
 
 
@@ -359,12 +578,15 @@ def test_average_pool():
 @pytest.mark.parametrize(
     "name, fields, said",
     [
-        ("nonet", {}, "convnet, mlp, resnet18"),
+        ("nonet", {}, "convnet, lenet, mlp, resnet18, resnet18_bn"),
         ("resnet18", {"depth": 3}, "width"),
         ("convnet", {"wdith": 3}, "width"),
         ("mlp", {"depth": 3}, "width"),
         ("convnet", {"width": -1}, "width"),
         ("convnet", {"depth": 0}, "depth"),
+        ("convnet", {"norm": "bach"}, "none, batch, layer, instance, group"),
+        ("resnet18_bn", {"norm": "none"}, "choose from width"),
+        ("lenet", {"width": 3}, "it has none"),
     ],
 )
 def test_refusals(name, fields, said):

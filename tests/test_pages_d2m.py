@@ -21,6 +21,7 @@ from read_pages import (
     summary,
 )
 
+from ddjax import artifact
 from ddjax.pages import d2m, gan, report
 from ddjax.types import InputError
 
@@ -77,6 +78,22 @@ def test_summary_is_of_the_middle_number_of_images(text):
         "distillation 61.0%.",
     ):
         assert part in words
+
+
+def test_a_generator_that_did_not_gain(tmp_path, generator):
+    run = make_d2m(tmp_path, generator)
+    path = run / "generator" / "distilled.npz"
+    found = artifact.load_generator(path)
+    found.metadata["selected_step"] = 0
+    artifact.save_generator(path, found)
+    text = page(run)
+    assert (
+        "pre-trained, and is what it was: distilling it by D2M in 40 steps, "
+        "about 80 s, gained nothing on held-out training images, on cpu "
+        "&lt;2&gt;."
+    ) in summary(text)
+    assert "The state of step 0 was selected" in summary(text)
+    assert "before distillation; step 0 was selected" in section(text, "curves")
 
 
 def tables(text):

@@ -1,5 +1,6 @@
 """The page of a generator's pre-training, and what a run keeps of it."""
 
+import json
 import re
 import shutil
 
@@ -19,6 +20,30 @@ def text(tmp_path_factory, generator):
     """The page of a pre-training."""
     folder = make_pretraining(tmp_path_factory.mktemp("whole"), generator)
     return gan.write_page(folder).read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("cut", "said"),
+    [
+        (True, "<strong>training was cut</strong>: that score had not stopped"),
+        (False, "training ended when that score had stopped rising."),
+    ],
+)
+def test_a_pretraining_that_was_selected(tmp_path, generator, cut, said):
+    folder = make_pretraining(tmp_path, generator)
+    path = folder / "quality.json"
+    quality = json.loads(path.read_text())
+    quality |= {"cut": cut, "selected_step": 30, "metric": "accuracy"}
+    path.write_text(json.dumps(quality))
+    with (folder / "metrics.jsonl").open("a") as file:
+        for step, score in ((30, 0.8), (60, 0.7)):
+            row = {"step": step, "held_out_accuracy": score}
+            file.write(json.dumps(row) + "\n")
+    text = gan.write_page(folder).read_text("utf-8")
+    quality = section(text, "quality")
+    assert "The state of step 30 was selected, by networks" in quality
+    assert said in quality
+    assert "highest 80.0% at step 30; step 30 was selected" in text
 
 
 @pytest.fixture

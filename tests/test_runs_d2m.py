@@ -10,8 +10,16 @@ from small import D2M
 
 import ddjax
 from ddjax import artifact, evaluate, parallel
-from ddjax.data import classes
-from ddjax.runs import d2m, gan, generate, prepare, protocols
+from ddjax.data import classes, selection
+from ddjax.runs import (
+    baselines,
+    d2m,
+    gan,
+    generate,
+    prepare,
+    protocols,
+    scores,
+)
 from ddjax.runs.workdir import Shared
 from ddjax.settings import Settings
 from ddjax.types import InputError
@@ -117,6 +125,56 @@ def test_states_are_selected_without_the_test_images(first, task):
         [held_out] * 4 + [test]
     )
     assert {n for n, given in found[4:] if given < whole} == {test}
+
+
+def test_pre_training_ends_where_no_look_is_better(runs, monkeypatch):
+    scored = iter([0.4, 0.6, 0.5, 0.55, 0.55])
+
+    def score(*_):
+        value = np.array([next(scored)])
+        return evaluate.summarise(value, np.tile(value, (1, 10)))
+
+    monkeypatch.setattr(gan, "classification_accuracy", score)
+    shared = runs[2]
+    settings = DIGITS.changed({"gan.looks": 6, "gan.patience": 1})
+    task = prepare.task(DIGITS.data, DIGITS.model, 0, shared.data)
+    made = gan.train(settings, task, shared)
+
+    def result():
+        found = json.loads((made / "quality.json").read_text())
+        return found, artifact.load_generator(made / "generator.npz")
+
+    quality, generator = result()
+    assert quality["selected_step"] == 2 and quality["cut"] is False
+    assert quality["classification_accuracy"] == [0.55]
+    assert [int(p.stem) for p in sorted(made.glob("samples/*"))] == [1, 2, 3]
+    best = artifact.load_generator(made / "looks" / "0000002.npz")
+    jax.tree.map(np.testing.assert_array_equal, generator.params, best.params)
+    # Killed before it was concluded, it ends there again.
+    for name in ("report.html", "quality.json", "generator.npz"):
+        (made / name).unlink()
+    assert gan.train(settings, task, shared) == made
+    again, other = result()
+    assert again == quality
+    jax.tree.map(np.testing.assert_array_equal, generator.params, other.params)
+    assert len(list(made.glob("samples/*"))) == 3
+    # Where updates have run out first, it counts as cut.
+    rows = (made / "metrics.jsonl").read_text().splitlines()
+    kept = [row for row in rows if json.loads(row)["step"] < 3]
+    (made / "metrics.jsonl").write_text("\n".join(kept) + "\n")
+    assert gan.selected(settings, made) == (2, True)
+
+
+def test_what_was_before_distillation_can_be_selected(tmp_path):
+    rows = [(0, 0.7), (4, 0.6), (8, 0.7)]
+    lines = [
+        json.dumps({"step": step, "held_out_accuracy": value})
+        for step, value in rows
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    found = scores.select(tmp_path, "accuracy", from_start=True)
+    assert found == (0, [4, 8])
+    assert scores.select(tmp_path, "accuracy") == (8, [4, 8])
 
 
 def test_a_finished_run_says_so(first, runs, capsys):
@@ -389,6 +447,41 @@ def test_generate_chooses(first, runs, task, tmp_path, how):
     for image in images[:3]:
         assert np.square(many - image).sum((1, 2, 3)).min() == 0
     assert len(np.unique(images[:3], axis=0)) == 3
+
+
+def test_latents_go_on_from_centres(first, runs, task):
+    """Each image nearer to what a network sees in its cluster of real ones
+    than where it began; the same each time, whatever else is asked for."""
+    found = artifact.find_generator(first[0])
+    key, labels = jax.random.key(3), np.full(5, 7, np.int32)
+    made = {
+        how: d2m.chooser(DIGITS, task, runs[2].teachers, how)
+        for how in ("centres", "latents")
+    }
+    images = {
+        how: chooser.images(found, found.params, labels, key)
+        for how, chooser in made.items()
+    }
+    trained = d2m.trained_network(DIGITS, task, runs[2].teachers)
+    members = np.flatnonzero(task.splits.train.labels == 7)
+    real = baselines.features(trained, task, members)
+    centres = selection.cluster_means(real, 5)
+    member = np.square(real[:, None] - centres).sum(2).argmin(1)
+
+    def apart(how):
+        """By the networks that move, from the means of the clusters."""
+        total = 0.0
+        for network in made["latents"].networks:
+            real = baselines.features(network, task, members)
+            wanted = np.stack([real[member == i].mean(0) for i in range(5)])
+            _, seen = baselines.seen(network, task, images[how], np.arange(5))
+            total += np.square(seen - wanted).sum() / np.square(wanted).sum()
+        return total
+
+    assert apart("latents") < 0.9 * apart("centres")
+    mixed = np.array([7, 2, 7, 7, 7, 7], np.int32)
+    again = made["latents"].images(found, found.params, mixed, key)
+    np.testing.assert_array_equal(again[mixed == 7], images["latents"])
 
 
 def test_generate_refuses_to_choose_without_data(first, runs, tmp_path):

@@ -5,13 +5,15 @@ import json
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from small import IADD
+from small import D2M, IADD
 
 from ddjax import artifact, evaluate, parallel, presets
 from ddjax.data import preprocess
+from ddjax.pages import report
 from ddjax.runs import baselines, ceiling, iadd, prepare, scores, teachers
 from ddjax.runs.workdir import Shared
 from ddjax.settings import Settings
@@ -334,6 +336,82 @@ def test_a_full_disk_is_told(runs, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         runs[1]("full")
     assert not (runs[0] / "full").exists()
+
+
+# In latent space --------------------------------------------------------------
+
+LATENT = DIGITS.changed(
+    {name: value for name, value in D2M.items() if name.startswith("gan.")}
+    | {
+        "iadd.space": "latent",
+        "iadd.optimizer": "adam",
+        "iadd.generator_rate": 1e-3,
+        "iadd.initial": "centres",
+        "evaluate.baselines": "",
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def in_latent_space(runs):
+    return runs[1]("latent", LATENT)
+
+
+def test_latents_make_the_distilled_images(in_latent_space, runs):
+    run = in_latent_space
+    with np.load(run / "latents.npz") as file:
+        noise, labels = map(jnp.asarray, (file["noise"], file["labels"]))
+    found = artifact.load_generator(run / "generator" / "distilled.npz")
+    images = images_of(run)
+    np.testing.assert_allclose(
+        found.apply(found.params, noise, labels), images, atol=1e-5
+    )
+    assert images.min() >= -1e-5 and images.max() <= 1 + 1e-5
+    # Both have moved from what was begun with.
+    begun = artifact.load_generator(run / "generator" / "pretrained.npz")
+    with np.load(run / "initial.npz") as file:
+        before = file["images"]
+    made = np.asarray(begun.apply(begun.params, noise, labels))
+    assert np.abs(made - images).max() > 1e-4
+    assert np.abs(made - before).max() > 1e-4
+    table = json.loads((run / "eval.json").read_text())
+    assert "generated_initial" in table and "real_initial" not in table
+    page = (run / "report.html").read_text()
+    assert "The generated images they started from" in page
+    assert "latents.npz" in page
+    # Not D2M's, though there is a generator.
+    assert report.write_page(run).read_text() == page
+
+
+def test_a_latent_run_that_was_stopped_ends_the_same(
+    in_latent_space, runs, monkeypatch
+):
+    real = iadd.look
+
+    def stopped(settings, folder, task, made, state, step):
+        if step == 6:
+            raise KeyboardInterrupt
+        return real(settings, folder, task, made, state, step)
+
+    monkeypatch.setattr(iadd, "look", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        runs[1]("stopped", LATENT)
+    monkeypatch.setattr(iadd, "look", real)
+    run = runs[1]("stopped", LATENT)
+    for name in ("latents.npz", "initial.npz"):
+        assert (run / name).read_bytes() == (
+            in_latent_space / name
+        ).read_bytes()
+    assert images_of(run).tobytes() == images_of(in_latent_space).tobytes()
+    assert rows_of(run)[-1]["loss"] == rows_of(in_latent_space)[-1]["loss"]
+
+
+def test_spaces_are_not_mixed(in_latent_space, first, runs):
+    for name, settings in (("latent", DIGITS), ("run", LATENT)):
+        with pytest.raises(InputError, match=r"iadd\.space is .*--workdir"):
+            runs[1](name, settings)
+    with pytest.raises(InputError, match=r"minutes=.*iadd\.iterations"):
+        runs[1]("planned", LATENT, minutes=1.0)
 
 
 # A folder of the user's own ---------------------------------------------------

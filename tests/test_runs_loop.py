@@ -1,12 +1,13 @@
 """The outer loop: what it draws, writes, looks at, keeps and refuses."""
 
-import json
+import os
+import signal
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddjax import settings
+from ddjax import metrics, settings
 from ddjax.runs import loop
 from ddjax.types import InputError
 
@@ -52,8 +53,7 @@ def run(folder=None, last=8, stop=None, **changes):
 
 
 def lines(folder):
-    text = (folder / "metrics.jsonl").read_text()
-    found = [json.loads(line) for line in text.splitlines()]
+    found = metrics.read(folder / "metrics.jsonl")
     for row in found:
         row.pop("seconds", None)
     return found
@@ -187,3 +187,59 @@ def test_looks_are_spread_evenly_and_the_last_is_one():
     assert loop.look_steps(5, 400) == [80, 160, 240, 320, 400]
     assert loop.look_steps(3, 2) == [1, 2]
     assert loop.look_steps(1, 7) == [7]
+
+
+@pytest.fixture
+def terminated(monkeypatch):
+    """SIGTERM as scripts hear it: a draw that sends it at a step, once."""
+    before = signal.signal(signal.SIGTERM, loop.terminate)
+    monkeypatch.setattr(loop, "_terminated", False)
+
+    def at(step):
+        def draw(number):
+            if number == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return number
+
+        return draw
+
+    yield at
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_keeps_the_state_of_its_update(
+    tmp_path, terminated, monkeypatch, capsys
+):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    expected = run(whole)[0]
+    for step in (0, 3, 4):
+        with pytest.raises(loop.Terminated):
+            run(stopped, draw=terminated(step))
+        monkeypatch.setattr(loop, "_terminated", False)
+    total, drawn, _ = run(stopped)
+    assert (total, drawn) == (expected, [5, 6, 7])
+    said = capsys.readouterr().out
+    for step in (1, 4, 5):
+        assert f"going on from the checkpoint of update {step}" in said
+    assert lines(stopped) == lines(whole)
+
+
+def test_a_run_that_sigterm_stopped_is_mended_the_same(
+    tmp_path, terminated, monkeypatch
+):
+    """It goes back to where the whole run does, not to where it stopped."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    expected, _ = scaled(whole)
+    # Stopped twice after the checkpoint of update 3, and before update 5.
+    for step in (1, 3):
+        with pytest.raises(loop.Terminated):
+            scaled(stopped, draw=terminated(step))
+        monkeypatch.setattr(loop, "_terminated", False)
+    again, _ = scaled(stopped)
+    assert float(again["sum"]) == float(expected["sum"])
+    assert lines(stopped) == lines(whole)
+
+
+def test_sigterm_without_a_loop_is_heard_at_once(terminated):
+    with pytest.raises(loop.Terminated):
+        terminated(0)(0)

@@ -6,6 +6,7 @@ from errno import EACCES, EIO, ENOSPC
 import numpy as np
 import pytest
 
+from ddjax import files
 from ddjax.data.sources import Dataset, Splits
 from ddjax.runs import workdir
 from ddjax.settings import Settings
@@ -167,7 +168,7 @@ def test_a_field_that_an_older_version_did_not_have_was_at_its_default(
     claim(folder)
     checkpoint(folder)
     path = folder / "config.json"
-    found = json.loads(path.read_text())
+    found = files.read_json(path)
     del found["config"]["iadd.ipc"]
     path.write_text(json.dumps(found))
     assert claim(folder) == "run"

@@ -108,6 +108,10 @@ REFUSED = [
     ("iadd.alpha_rate", -1.0, "iadd.alpha_rate must not be negative"),
     ("iadd.final_rate", 0.0, "iadd.final_rate must lie above 0 and up to 1"),
     ("iadd.clip", -1.0, "iadd.clip must not be negative"),
+    ("iadd.space", "noise", "iadd.space must be pixels or latent"),
+    ("iadd.space", "latent", "by Adam: set iadd.optimizer=adam"),
+    ("iadd.generator_rate", 0.1, "in pixels there is none"),
+    ("iadd.initial", "centres", "random or herding or k_centre with .*pixels"),
     ("iadd.augment", "blur", "iadd.augment: .*'blur'.* crop"),
     (
         "iadd.importance.form",
@@ -205,6 +209,12 @@ def test_presets_are_possible_settings(tmp_path):
         "npz",
     ]
     assert {part.iadd.ipc for part in own.values()} == {3}
+
+
+def test_no_distillation_through_batch_norm():
+    with pytest.raises(InputError, match=r"model\.name must .* batch norm"):
+        Settings.of({"model.name": "resnet18_bn"})
+    Settings.of({"evaluate.models": "resnet18_bn"})
 
 
 def test_a_folder_comes_before_a_name(tmp_path, monkeypatch):

@@ -278,6 +278,62 @@ def test_stream_trains_as_in_memory(tmp_path, monkeypatch):
         assert not all(np.array_equal(a, b) for a, b in leaves)
 
 
+BATCH_NORM = models.build(
+    "convnet", num_classes=CLASSES, width=2, depth=1, norm="batch"
+)
+
+
+def test_running_statistics_by_hand():
+    """At a rate of 0, of the same eight images in each of seven steps."""
+    images, labels = stored_images(8)
+    params = models.init_params(BATCH_NORM, jax.random.key(0), (8, 8, 3))
+    trained = training.train(
+        jax.random.key(1),
+        params,
+        stored(images, np.eye(CLASSES, dtype=np.float32)[labels]),
+        jnp.float32(0),
+        module=BATCH_NORM,
+        recipe=Recipe(7, 8, momentum=0.9),
+        preprocessing=PREPARE,
+    )
+    assert_equal(trained["params"], params)
+    pixels = (np.float64(images) / 255 - 0.4) / 0.3
+    padded = np.pad(pixels, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+    layer = params["conv0"]
+    x = np.einsum("bhwcij,ijco->bhwo", windows, layer["kernel"])
+    x += np.asarray(layer["bias"])
+    left, values = 0.9**7, x.reshape(-1, 2)
+    mean = (1 - left) * values.mean(0)
+    variance = left + (1 - left) * values.var(0, ddof=1)
+    found = trained["batch_stats"]["norm0"]
+    np.testing.assert_allclose(found["mean"], mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["variance"], variance, rtol=1e-4)
+    # And those are what a trained network sees images by, however few.
+    x = np.maximum((x - mean) / np.sqrt(variance + 1e-5), 0)
+    x = x.reshape(8, 4, 2, 4, 2, 2).mean((2, 4)).reshape(8, -1)
+    logits = x @ np.asarray(params["head"]["kernel"]) + params["head"]["bias"]
+    for some in (slice(8), slice(2, 3)):
+        classes_ = training.predict(
+            trained, images[some], module=BATCH_NORM, preprocessing=PREPARE
+        )
+        np.testing.assert_array_equal(classes_, logits[some].argmax(1))
+
+
+def test_batch_norm_streamed(monkeypatch):
+    """Its statistics go on from chunk to chunk, with augmented images."""
+    images, labels = stored_images(7)
+    recipe = Recipe(2, 4, momentum=0.9, augment=("flip", "color"))
+    monkeypatch.setattr(training, "_CHUNK", images[:4].nbytes)
+    expected, found = both_ways(images, labels, images, recipe, BATCH_NORM)
+    assert_equal(found, expected)
+    plain, _ = both_ways(
+        images, labels, images, recipe._replace(augment=()), BATCH_NORM
+    )
+    statistics = expected["batch_stats"]["norm0"], plain["batch_stats"]["norm0"]
+    assert (statistics[0]["mean"] != statistics[1]["mean"]).any()
+
+
 def test_stream_of_an_array_and_of_few_images():
     images, labels = stored_images(3)
     recipe = Recipe(2, 100, momentum=0.9, cosine=True)

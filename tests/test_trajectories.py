@@ -64,7 +64,11 @@ def copied(recorded, tmp_path):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if path.name != ".lock"
+    }
 
 
 def in_memory(count=COUNT, recipe=RECIPE):
@@ -313,15 +317,32 @@ def test_flipped_byte(copied):
 
 
 def test_missing_file_and_its_remedy(recorded, copied):
-    (copied / "teacher_0001.npy").unlink()
-    refuses(copied, r"teacher_0001\.npy is missing")
-    # What the message says to do.
-    manifest = json.loads((copied / "manifest.json").read_text())
-    del manifest["teachers"]["1"]
-    (copied / "manifest.json").write_text(json.dumps(manifest))
-    make(copied)
     name = "teacher_0001.npy"
-    assert contents(copied)[name] == contents(recorded.folder)[name]
+    (copied / name).unlink()
+    with pytest.raises(InputError, match=rf"{name} is missing"):
+        Teachers(copied)
+    # What the message says to do.
+    make(copied)
+    assert contents(copied) == contents(recorded.folder)
+
+
+def test_changed_manifest(copied):
+    """It is JSON still, and would make another teacher the first."""
+    path = copied / "manifest.json"
+    for old, new in (('"1": {', '"0": {'), ('"kernel"', '"bias"')):
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+        refuses(copied, r"manifest\.json is damaged")
+        path.write_text(text)
+
+
+def test_manifest_of_an_older_version(recorded, copied):
+    path = copied / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["checksum"]
+    path.write_text(json.dumps(content))
+    assert Teachers(copied).count == recorded.count
 
 
 @pytest.mark.parametrize(

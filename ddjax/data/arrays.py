@@ -68,18 +68,19 @@ def check_arrays(named: Mapping[str, np.ndarray], where: str = "") -> Arrays:
 
 def _names_of(where, arrays, parts) -> tuple[str, ...]:
     """The class names that a file gives, or as many numbers as it has."""
-    highest = 0
+    highest, images = 0, arrays["train_images"]
+    # Sentences about images that are none come from _pixels.
+    count = len(images) if images.ndim else 0
     for split in parts:
         labels = arrays[f"{split}_labels"]
         # Sentences about labels that are none of this come from check_labels.
         if np.issubdtype(labels.dtype, np.integer) and labels.size:
             highest = max(highest, int(labels.max()))
     if "class_names" not in arrays:
-        if highest >= max(len(arrays["train_images"]), 2):
+        if highest >= max(count, 2):
             raise InputError(
-                f"{where}labels go up to {highest}, with "
-                f"{len(arrays['train_images'])} training images: number the "
-                "classes from 0 without gaps"
+                f"{where}labels go up to {highest}, with {count} training "
+                "images: number the classes from 0 without gaps"
             )
         return tuple(map(str, range(highest + 1)))
     names = arrays["class_names"]
@@ -100,7 +101,7 @@ def _names_of(where, arrays, parts) -> tuple[str, ...]:
             f"{where}class_names holds code points that there are not"
         ) from None
     check_names(where, found)
-    if highest >= len(found) and highest < len(arrays["train_images"]):
+    if len(found) <= highest < count:
         raise InputError(
             f"{where}class_names has {len(found)} names, and labels go up to "
             f"{highest}: name all {highest + 1} classes"

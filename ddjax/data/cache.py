@@ -19,10 +19,10 @@ import collections
 import concurrent.futures
 import hashlib
 import itertools
-import json
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -232,7 +232,7 @@ def open_cache(folder: Path, *, thorough: bool = False) -> Cache:
     path = folder / "manifest.json"
     mend = f"remove {folder}, it will be prepared again"
     try:
-        manifest = json.loads(path.read_text())
+        manifest = files.read_json(path)
         if manifest["format"] != _FORMAT or not _KEYS <= manifest.keys():
             raise KeyError("format")
         for name, entry in manifest["files"].items():
@@ -242,12 +242,11 @@ def open_cache(folder: Path, *, thorough: bool = False) -> Cache:
             f"there is no {error.filename}: prepare the data first"
         ) from None
     except (
-        json.JSONDecodeError,
+        files.DamagedFile,
         KeyError,
         TypeError,
         AttributeError,
         IndexError,
-        UnicodeDecodeError,
     ):
         raise InputError(f"{path} is damaged: {mend}") from None
     return Cache(folder, manifest)
@@ -409,7 +408,7 @@ def _make(folder, source, identity, form, unreadable_share, progress, say):
         # Mended, or only readable again, files may keep their times.
         (partial / _Progress.NAME).unlink()
         raise
-    files.write_json(partial / "manifest.json", manifest)
+    files.write_json(partial / "manifest.json", files.sealed(manifest))
     if folder.exists():
         _check_is_cache(folder)
         folder.rename(_aside(folder))
@@ -496,7 +495,7 @@ class _Progress:
     def open(cls, folder, stamp, form):
         try:
             found = cls(folder, stamp, form)
-            there = json.loads((folder / cls.NAME).read_text())
+            there = files.read_json(folder / cls.NAME)
             if there["made_from"] == found.made_from:
                 found.splits = there["splits"]
                 found.sizes.update(there["sizes"])
@@ -515,21 +514,32 @@ class _Progress:
         part = self.splits[split]
         row = int(np.prod(part["shape"] or [0]))
         return all(
-            (self.folder / f"{split}_{kind}.npy").stat().st_size
-            >= _HEADER + part["rows"] * size
+            _crc32(self.folder / f"{split}_{kind}.npy", part["rows"] * size)
+            == part["crc32"][kind]
             for kind, size in (("images", row), ("labels", 4))
         )
 
     def save(self):
-        files.write_json(
-            self.folder / self.NAME,
-            {
-                "made_from": self.made_from,
-                "splits": self.splits,
-                "sizes": self.sizes,
-                "unreadable": self.unreadable,
-            },
-        )
+        content = {
+            "made_from": self.made_from,
+            "splits": self.splits,
+            "sizes": self.sizes,
+            "unreadable": self.unreadable,
+        }
+        files.write_json(self.folder / self.NAME, files.sealed(content))
+
+
+def _crc32(path, count):
+    """Of so many bytes behind a file's header; None where it has fewer."""
+    found = 0
+    with open(path, "rb") as file:
+        file.seek(_HEADER)
+        while count:
+            block = file.read(min(count, _BLOCK))
+            if not block:
+                return None
+            found, count = zlib.crc32(block, found), count - len(block)
+    return found
 
 
 def _write_split(
@@ -537,7 +547,14 @@ def _write_split(
 ):
     """Appends the images of a split that are not there yet."""
     part = saved.splits.setdefault(
-        split, {"next": 0, "rows": 0, "shape": None, "classes": {}}
+        split,
+        {
+            "next": 0,
+            "rows": 0,
+            "shape": None,
+            "classes": {},
+            "crc32": {"images": 0, "labels": 0},
+        },
     )
 
     def pixels(record):
@@ -570,8 +587,9 @@ def _write_split(
                     continue
                 saved.sizes[more] += 1
                 _check_shape(part, array.shape, name)
-                images.append(array)
-                labels.append(np.int32(record[2]))
+                crc32 = part["crc32"]
+                crc32["images"] = images.append(array, crc32["images"])
+                crc32["labels"] = labels.append(record[2], crc32["labels"])
                 label = str(record[2])
                 part["classes"][label] = part["classes"].get(label, 0) + 1
                 part["rows"] += 1
@@ -709,8 +727,11 @@ class _Appended:
         )
         self.file.seek(0, os.SEEK_END)
 
-    def append(self, row):
-        self.file.write(np.ascontiguousarray(row, self.dtype).tobytes())
+    def append(self, row, crc32):
+        """The checksum of all rows, of that before this one."""
+        content = np.ascontiguousarray(row, self.dtype).tobytes()
+        self.file.write(content)
+        return zlib.crc32(content, crc32)
 
     def flush(self):
         self.file.flush()

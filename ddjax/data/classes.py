@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ddjax.types import InputError
@@ -19,6 +22,7 @@ __all__ = [
     "is_showable",
     "one_hot",
     "per_class_indices",
+    "random_orders",
 ]
 
 
@@ -131,21 +135,56 @@ def per_class_indices(
     Raises:
       InputError: a class has fewer than ``count`` examples.
     """
-    chosen = []
-    for label in range(num_classes):
-        members = np.flatnonzero(labels == label)
-        if len(members) < count:
+    members = [np.flatnonzero(labels == c) for c in range(num_classes)]
+    for label, found in enumerate(members):
+        if len(found) < count:
             raise InputError(
                 f"class {names[label] if names else label} has "
-                f"{len(members)} training images beside "
+                f"{len(found)} training images beside "
                 f"those held out, fewer than the {count} asked for: lower "
                 f"config.{field}"
             )
-        order = jax.random.permutation(
-            jax.random.fold_in(key, label), len(members)
-        )
-        chosen.append(members[np.asarray(order)[:count]])
-    return np.concatenate(chosen)
+    orders = random_orders(key, [len(found) for found in members])
+    return np.concatenate(
+        [found[order[:count]] for found, order in zip(members, orders)]
+    )
+
+
+def random_orders(key: jax.Array, sizes: Sequence[int]) -> Iterator[np.ndarray]:
+    """``jax.random.permutation(fold_in(key, i), sizes[i])`` for each i.
+
+    One program draws the numbers that all of them are sorted by: JAX would
+    compile one for every size, and classes seldom have the same.
+
+    Args:
+      key: one key.
+      sizes: of the orders, 1 or more each.
+
+    Yields:
+      [sizes[i]] indices.
+    """
+    longest = max(sizes)
+    for label, size in enumerate(sizes):
+        drawn = np.asarray(_random_bits(key, label, longest, _rounds(longest)))
+        order = np.arange(size)
+        # What is drawn for a place does not depend on how many there are.
+        for bits in drawn[: _rounds(size)]:
+            order = order[np.argsort(bits[:size], kind="stable")]
+        yield order
+
+
+def _rounds(size: int) -> int:
+    """Sorts of a permutation of JAX: more where 32 bits would often tie."""
+    return math.ceil(3 * math.log(size) / math.log(2**32 - 1))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _random_bits(key, label, size, rounds):
+    key, drawn = jax.random.fold_in(key, label), []
+    for _ in range(rounds):
+        key, subkey = jax.random.split(key)
+        drawn.append(jax.random.bits(subkey, (size,), jnp.uint32))
+    return jnp.stack(drawn) if drawn else jnp.zeros((0, size), jnp.uint32)
 
 
 class ByClass:

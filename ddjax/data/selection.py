@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-__all__ = ["cluster_means", "herding", "k_centre"]
+__all__ = ["cluster_means", "clusters", "herding", "k_centre"]
 
 # Values of float64 that are made of a class's points at a time.
 _CHUNK_VALUES = 1 << 23
@@ -101,9 +101,26 @@ def cluster_means(points: Any, count: int) -> Float[np.ndarray, "count ..."]:
     Raises:
       ValueError: there are fewer points, or none is asked for.
     """
+    return clusters(points, count)[0]
+
+
+def clusters(
+    points: Any, count: int
+) -> tuple[Float[np.ndarray, "count ..."], list[np.ndarray]]:
+    """``cluster_means``, and the indices of each cluster's members.
+
+    Args:
+      points: [n ...], images or features of a class.
+      count: of the clusters; some are empty where there are fewer different
+        points.
+
+    Raises:
+      ValueError: there are fewer points, or none is asked for.
+    """
     points = _checked(points, count)
     if count == 1:
-        return points.mean(0, dtype=np.float64, keepdims=True)
+        mean = points.mean(0, dtype=np.float64, keepdims=True)
+        return mean, [np.arange(len(points))]
     # Loaded where it is used: an update needs none of it.
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
@@ -115,7 +132,10 @@ def cluster_means(points: Any, count: int) -> Float[np.ndarray, "count ..."]:
         # Said where there are fewer different points than clusters.
         warnings.simplefilter("ignore", ConvergenceWarning)
         found = KMeans(count, n_init=1, max_iter=100, random_state=0).fit(flat)
-    return found.cluster_centers_.reshape(count, *points.shape[1:])
+    return (
+        found.cluster_centers_.reshape(count, *points.shape[1:]),
+        [np.flatnonzero(found.labels_ == i) for i in range(count)],
+    )
 
 
 def _checked(points: Any, count: int) -> np.ndarray:

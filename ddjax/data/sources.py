@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from ddjax import files
-from ddjax.data import arrays, cache, folders
+from ddjax.data import arrays, cache, classes, folders
 from ddjax.data.cache import AS_THEY_ARE, Form, Records, Source
 from ddjax.data.rows import Rows
 from ddjax.types import InputError
@@ -141,24 +141,27 @@ def check_share(value: float) -> None:
 
 def _set_aside(dataset, fraction, key, part):
     check_share(fraction)
-    aside = np.zeros(len(dataset.labels), bool)
-    for label, name in enumerate(dataset.class_names):
-        members = np.flatnonzero(dataset.labels == label)
-        if not len(members):
+    members = [
+        np.flatnonzero(dataset.labels == label)
+        for label in range(len(dataset.class_names))
+    ]
+    counts = []
+    for name, found in zip(dataset.class_names, members):
+        if not len(found):
             raise InputError(
                 f"class {name!r} has no training images: labels are numbers "
                 "from 0 without a gap"
             )
-        count = int(np.ceil(fraction * len(members)))
-        if count >= len(members):
+        counts.append(int(np.ceil(fraction * len(found))))
+        if counts[-1] >= len(found):
             raise InputError(
-                f"class {name!r} has {len(members)} training images and "
-                f"cannot give {count} of them to the {part} part"
+                f"class {name!r} has {len(found)} training images and "
+                f"cannot give {counts[-1]} of them to the {part} part"
             )
-        order = jax.random.permutation(
-            jax.random.fold_in(key, label), len(members)
-        )
-        aside[members[np.asarray(order)[:count]]] = True
+    aside = np.zeros(len(dataset.labels), bool)
+    orders = classes.random_orders(key, [len(found) for found in members])
+    for found, count, order in zip(members, counts, orders):
+        aside[found[order[:count]]] = True
     return take(dataset, np.flatnonzero(~aside)), take(
         dataset, np.flatnonzero(aside)
     )

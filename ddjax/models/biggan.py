@@ -29,20 +29,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from ddjax.models.layers import NORM_EPSILON, average_pool
 from ddjax.ops import conv2d
 from ddjax.types import InputError, Params
 
 __all__ = [
+    "FOLDED",
     "SIZES",
     "Critic",
     "GenApply",
     "Generator",
+    "absorb_norm",
     "fold",
     "initialise",
     "made_size",
+    "multiples",
 ]
 
 
@@ -97,6 +100,15 @@ def made_size(size: int) -> int:
 
 def _layout(size: int) -> _Layout:
     return _LAYOUTS[made_size(size)]
+
+
+def multiples(size: int) -> tuple[int, ...]:
+    """Channels into a generator's first block and out of each, over its width.
+
+    >>> multiples(32)
+    (4, 4, 4, 4)
+    """
+    return _layout(size).generator
 
 
 def _middle(images, size):
@@ -362,6 +374,8 @@ class Generator(nn.Module):
         with it noise is split between the blocks; 0 gives each norm a row for
         each class instead, as BigGAN does at 32 pixels.
       attention: side of the features that attend to each other; 0 for none.
+      hierarchical: whether, with an embedding, noise is split between the
+        blocks; otherwise all of it goes in first.
       form: TRAINING, or FOLDED where the parameters come from ``fold``.
     """
 
@@ -372,6 +386,7 @@ class Generator(nn.Module):
     noise: int = 128
     embedding: int = 0
     attention: int = 0
+    hierarchical: bool = True
     form: str = TRAINING
 
     @nn.compact
@@ -382,7 +397,7 @@ class Generator(nn.Module):
         first, *blocks = _layout(self.size).generator
         condition, conditions = labels, [labels] * len(blocks)
         if self.embedding:
-            parts = len(blocks) + 1
+            parts = len(blocks) + 1 if self.hierarchical else 1
             if self.noise % parts:
                 raise InputError(
                     f"gan.noise must be a multiple of {parts} (the blocks of "
@@ -396,7 +411,7 @@ class Generator(nn.Module):
             condition = table[labels]
             conditions = [
                 jnp.concatenate([condition, part], axis=1) for part in rest
-            ]
+            ] or [condition] * len(blocks)
         features = first * self.width
         x = _Dense(
             self.form, features=_FIRST * _FIRST * features, name="dense"
@@ -593,8 +608,30 @@ def _absorbed(params, moments):
 def _norm_absorbed(norm, mean, variance):
     (means,), (variances,) = mean, variance  # sown once, of each batch
     # Not the mean square less the squared mean, which rounds below 0.
-    mean, variance = means.mean(0), variances.mean(0) + means.var(0)
-    factor = lax.rsqrt(variance + NORM_EPSILON)
+    return absorb_norm(
+        norm, means.mean(0), variances.mean(0) + means.var(0), NORM_EPSILON
+    )
+
+
+def absorb_norm(
+    norm: Params,
+    mean: Float[ArrayLike, " c"],
+    variance: Float[ArrayLike, " c"],
+    epsilon: float,
+) -> Params:
+    """A batch norm of fixed moments as scale and bias alone.
+
+    Args:
+      norm: {"scale": [.. c], "bias": [.. c]}, or {"scale_kernel": [d c],
+        "bias_kernel": [d c]}, of which the scale is what they add to 1.
+      mean: of the features.
+      variance: of the features.
+      epsilon: added to it.
+
+    Returns:
+      The folded form's parameters of the norm.
+    """
+    factor = lax.rsqrt(jnp.asarray(variance + epsilon))
     if "scale_kernel" not in norm:
         scale = norm["scale"] * factor
         return {"scale": scale, "bias": norm["bias"] - mean * scale}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flax import linen as nn
 
-from ddjax.models.layers import Conv, Dense, InstanceNorm
+from ddjax.models.layers import Conv, Dense, normalised
 from ddjax.types import InputError
 
 # PyTorch's. XLA's SAME pads an even image for stride 2 at the end alone, which
@@ -18,10 +18,12 @@ class Block(nn.Module):
     Attributes:
       width: channels of both.
       stride: of the first, and of the way round.
+      norm: after every convolution.
     """
 
     width: int
     stride: int
+    norm: str
 
     @nn.compact
     def __call__(self, images):
@@ -36,7 +38,7 @@ class Block(nn.Module):
                 use_bias=False,
                 name=f"conv{layer}",
             )(x)
-            x = InstanceNorm(name=f"norm{layer}")(x)
+            x = normalised(x, self.norm, f"norm{layer}")
         if self.stride > 1 or images.shape[-1] != self.width:
             images = Conv(
                 self.width,
@@ -46,28 +48,30 @@ class Block(nn.Module):
                 use_bias=False,
                 name="shortcut_conv",
             )(images)
-            images = InstanceNorm(name="shortcut_norm")(images)
+            images = normalised(images, self.norm, "shortcut_norm")
         return nn.relu(x + images)
 
 
 class ResNet18(nn.Module):
     """A 3x3 stem without pooling, four stages of two blocks, a linear head.
 
-    He et al. (CVPR 2016) in its form for small images, with instance norm for
-    batch norm and the mean over all pixels before the head. Stages after the
-    first double the channels and halve the image, as long as 2 pixels a side
-    are left: instance norm makes a single pixel 0 whatever it was, so that an
-    image of 8 px, halved three times, would leave a network that gives every
-    image the same logits. From 9 px on nothing differs from the literature's;
-    parameters are the same at every size.
+    He et al. (CVPR 2016) in its form for small images, by default with
+    instance norm for batch norm, and the mean over all pixels before the head.
+    Stages after the first double the channels and halve the image, as long as
+    2 pixels a side are left: instance norm makes a single pixel 0 whatever it
+    was, so that an image of 8 px, halved three times, would leave a network
+    that gives every image the same logits. From 9 px on nothing differs from
+    the literature's; parameters are the same at every size.
 
     Attributes:
       num_classes: k.
       width: channels of the first stage.
+      norm: none, batch, layer, instance or group.
     """
 
     num_classes: int
     width: int = 64
+    norm: str = "instance"
 
     @nn.compact
     def __call__(self, images):
@@ -85,13 +89,13 @@ class ResNet18(nn.Module):
         x = Conv(
             self.width, padding=_PADDING, use_bias=False, name="stem_conv"
         )(images)
-        x = nn.relu(InstanceNorm(name="stem_norm")(x))
+        x = nn.relu(normalised(x, self.norm, "stem_norm"))
         out = {}
         for stage in range(4):
             width = self.width * 2**stage
             # 3 pixels become 2, as the padding has it.
             stride = 2 if stage and min(x.shape[1:3]) > 2 else 1
-            x = Block(width, stride, name=f"stage{stage}_block0")(x)
-            x = Block(width, 1, name=f"stage{stage}_block1")(x)
+            x = Block(width, stride, self.norm, name=f"stage{stage}_block0")(x)
+            x = Block(width, 1, self.norm, name=f"stage{stage}_block1")(x)
             out[f"stage{stage}"] = x
         return Dense(self.num_classes, name="head")(x.mean((1, 2))), out

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ddjax import files
+from ddjax import files, metrics
 from ddjax.pages.page import file_size
 from ddjax.types import InputError
 
@@ -54,12 +54,9 @@ def again(folder: Path, command: str) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object that a file holds."""
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} should hold one JSON object")
-    return content
+        return files.read_json(path)
+    except (OSError, files.DamagedFile) as error:
+        raise InputError(str(error)) from error
 
 
 def read_npz(path: Path, *required: str) -> dict[str, np.ndarray]:
@@ -76,20 +73,7 @@ def read_npz(path: Path, *required: str) -> dict[str, np.ndarray]:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file; [] where there is none."""
-    records = []
-    lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line) if line.strip() else {}
-        except ValueError as error:
-            if number == len(lines):  # the run was stopped while writing it
-                break
-            raise InputError(
-                f"{path}, line {number}, is not JSON: {error}"
-            ) from error
-        if "step" in record:
-            records.append(record)
-    return records
+    return metrics.read(path) if path.exists() else []
 
 
 def series(

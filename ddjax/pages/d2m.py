@@ -92,6 +92,7 @@ def write_page(workdir: Path) -> Path:
     found = artifact.load_generator(workdir / generator_file)
     metadata = found.metadata
     records = artefacts.read_metrics(workdir / "metrics.jsonl")
+    scores.check_told(workdir, metadata, records)
     metric = scores.metric_of(config, metadata)
     full = protocols.get("", {}).get("", {})
     middle = {**full, **protocols["stored"][ipc]}

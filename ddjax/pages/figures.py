@@ -172,8 +172,8 @@ def held_out(
       records: lines of metrics.jsonl.
       selected: the step of the selected state, which is marked.
       metric: "accuracy" or "balanced_accuracy", by which it was selected.
-      before: what the look at step 0 is called, which is marked and cannot be
-        selected; empty where it is a look like the others.
+      before: what the look at step 0 is called, which is marked; empty where
+        it is a look like the others.
     """
     steps, values = series(records, f"held_out_{metric}")
     spread = dict(zip(*series(records, f"held_out_{metric}_std")))

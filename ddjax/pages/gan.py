@@ -30,6 +30,7 @@ _FILES = {
     "metrics.jsonl": "what was logged, one JSON object a line",
     "checkpoints": "states that the pre-training can be continued from",
     "samples": "images of the same noise at every look",
+    "looks": "the generator at each of them, where the best was selected",
     "generator.npz": "the generator, with all that is needed to use it",
     "quality.json": "how good its images are",
 }
@@ -182,6 +183,7 @@ def _values(
 ) -> dict[str, Any]:
     """What the pages of a pre-training and of a distillation both tell."""
     records = artefacts.read_metrics(folder / "metrics.jsonl")
+    quality = _read_quality(folder / "quality.json", command)
     steps, images = looks["steps"], looks["images"]
     # At most so many looks, the first and the last among them.
     spread = np.linspace(0, len(steps) - 1, min(len(steps), _MOST_LOOKS))
@@ -189,7 +191,7 @@ def _values(
     small = {steps[i]: _thumbnails(images[i]) for i in shown}
     return {
         "effort": artefacts.effort(records),
-        "quality": _read_quality(folder / "quality.json", command),
+        "quality": quality,
         "looks": [
             pictures.titled(
                 f"Step {step}",
@@ -200,7 +202,12 @@ def _values(
             )
             for step, look in small.items()
         ],
-        "curves": figures.curves(records, "gan", _CURVES),
+        "curves": figures.held_out(
+            records,
+            selected=quality["selected"],
+            metric=quality["metric"],
+        )
+        + figures.curves(records, "gan", _CURVES),
     }
 
 
@@ -214,6 +221,9 @@ def _read_quality(path: Path, command: str) -> dict[str, Any]:
             "distance": f"{found['frechet_distance']:.3g}",
             "images": int(found["images"]),
             "features": str(found["features"]),
+            "cut": found.get("cut"),
+            "selected": found.get("selected_step"),
+            "metric": found.get("metric", "accuracy"),
         }
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(

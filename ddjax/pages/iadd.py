@@ -2,6 +2,7 @@
 
     config.json, distilled.npz, eval.json           required
     metrics.jsonl, initial.npz, difference.npz      their section, if there
+    latents.npz                                     the sign of latent space
 
 In metrics.jsonl, ``seconds`` is what the update of that line took; of the
 ``held_out_*`` scores, the one that the config's ``evaluate.metric`` names is
@@ -29,6 +30,7 @@ _ROWS = {
     "distilled_last": "Distilled images, last state",
     "distilled_png": "Distilled images, as their PNG has them: 8 bits, 0 to 1",
     "real_initial": "The real images they started from",
+    "generated_initial": "The generated images they started from",
     "random_real": "As many real images, picked at random",
     "herding": "As many real images, picked by herding",
     "k_centre": "As many real images, picked by k-centre",
@@ -48,7 +50,9 @@ _FILES = {
     "distilled.npz": "the distilled images, labels and learning rate, with "
     "all that is needed to use them",
     "distilled.png": "a picture of them",
-    "initial.npz": "the real images they started from",
+    "latents.npz": "the noise, and the classes, that a generator makes them of",
+    "generator": "the generator, before and, where it has moved, after",
+    "initial.npz": "the images they started from",
     "eval.json": "test accuracies of every network trained",
     "difference.npz": "parameters of one student against its teacher, and W",
 }
@@ -89,6 +93,7 @@ def write_page(workdir: Path) -> Path:
     )
     records = artefacts.read_metrics(workdir / "metrics.jsonl")
     metadata = json.loads(str(data["metadata"]))
+    scores.check_told(workdir, metadata, records)
     metric = scores.metric_of(config, metadata)
     method = str(metadata.get("method", "")).upper()
     selected = metadata.get("selected_step")
@@ -124,6 +129,7 @@ def write_page(workdir: Path) -> Path:
         picks=list(rows),
         ceiling=scores.ceiling(rows),
         recall=scores.recall(rows, metadata, _RECALLS),
+        latent=(workdir / "latents.npz").exists(),
         mended="; ".join(
             str(record["mended"]) for record in records if "mended" in record
         ),
@@ -169,7 +175,9 @@ def _pictures(
                 f"{path} holds images of shape {initial['images'].shape}, "
                 f"distilled.npz of {images.shape}: they are not of one run"
             )
-        kinds["The real images they started from"] = initial["images"]
+        generated = (workdir / "latents.npz").exists()
+        begun_with = "generated_initial" if generated else "real_initial"
+        kinds[_ROWS[begun_with]] = initial["images"]
         # Learned labels may change their class; a place in one picture must
         # stay the same place in the other.
         labels = initial["labels"].argmax(-1)

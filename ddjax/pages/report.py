@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddjax.pages import d2m, gan, iadd
+from ddjax.pages import d2m, gan, iadd, matrix
 
 __all__ = ["write_page"]
 
 
 def write_page(folder: Path) -> Path:
-    """Writes ``report.html`` of a folder, whole or not at all.
+    """Writes ``report.html`` of a folder, whole or not at all; of a matrix,
+    ``matrix.html``.
 
     Args:
-      folder: of a run of IADD or D2M, or of a pre-training; what is in it
-        decides, and each of their modules lists what it reads.
+      folder: of a run of IADD or D2M, of a pre-training or of a matrix; what
+        is in it decides, and each of their modules lists what it reads.
 
     Returns:
       The path of the page.
@@ -23,8 +24,12 @@ def write_page(folder: Path) -> Path:
       InputError: a required artefact is missing, or one cannot be read.
     """
     folder = Path(folder)
-    if (folder / "generator").is_dir():
+    images = folder / "distilled.npz"  # which D2M's runs have not
+    if (folder / "generator").is_dir() and not images.exists():
         return d2m.write_page(folder)
     if (folder / "generator.npz").exists():
         return gan.write_page(folder)
+    alone = not (folder / "eval.json").exists()
+    if alone and (folder / "matrix.json").exists():
+        return matrix.write_page(folder)
     return iadd.write_page(folder)

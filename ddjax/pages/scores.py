@@ -6,21 +6,27 @@ four) and ``recall`` [k] may be there too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ddjax.pages.artefacts import flatten, read_json
 from ddjax.pages.page import percent, score
+from ddjax.types import InputError
 
 Results = dict[str, dict[str, Any]]  # {network: result}
 _MOST = 20  # classes in a table of all of them
 
 
 def read_scores(path: Path) -> dict[str, Results]:
+    """``results_of`` what an eval.json holds."""
+    return results_of(read_json(path))
+
+
+def results_of(content: Mapping[str, Any]) -> dict[str, Results]:
     """{row: {network: result}}; whatever is no result is left out."""
     scores: dict[str, Results] = {}
-    for row, results in read_json(path).items():
+    for row, results in content.items():
         for network, result in (
             results.items() if isinstance(results, dict) else ()
         ):
@@ -28,6 +34,24 @@ def read_scores(path: Path) -> dict[str, Results]:
             if isinstance(mean, int | float):
                 scores.setdefault(row, {})[network] = result
     return scores
+
+
+def check_told(
+    folder: Path, metadata: Mapping[str, Any], records: Sequence[Any]
+) -> None:
+    """InputError where eval.json or metrics.jsonl are not what the metadata of
+    the run's distilled file tell of them; older files tell nothing."""
+    told = metadata.get("scores")
+    if told is not None and told != read_json(folder / "eval.json"):
+        raise InputError(
+            f"{folder / 'eval.json'} is damaged or of another run: the scores "
+            "are in the distilled file, too, under metadata"
+        )
+    if len(records) < metadata.get("metrics_rows", 0):
+        raise InputError(
+            f"{folder / 'metrics.jsonl'} has lost lines: the run's folder is "
+            "no longer whole"
+        )
 
 
 def metric_of(*sources: Mapping[str, Any]) -> str:

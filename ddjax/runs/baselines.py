@@ -5,7 +5,6 @@ Selections are made once, and are the same for every network that is tested.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +18,7 @@ from ddjax.runs import loop
 from ddjax.runs.prepare import Task
 from ddjax.types import Batch, Params
 
-__all__ = ["features", "pick", "seen"]
+__all__ = ["features", "pick", "seen", "seen_at_once"]
 
 _BY_FEATURES = {"herding": selection.herding, "k_centre": selection.k_centre}
 
@@ -130,8 +129,17 @@ def seen(
     return logits, points
 
 
-@functools.partial(jax.jit, static_argnames="module")
-def _seen(params, images, preprocessing, *, module):
+def seen_at_once(
+    params: Params, images: Any, preprocessing: Any, *, module: Any
+) -> tuple[jax.Array, jax.Array]:
+    """``seen`` of all images together; pure, for a gradient to pixels.
+
+    Args:
+      params: of the network.
+      images: pixels [n h w c].
+      preprocessing: takes them to network input.
+      module: the network.
+    """
     inputs = preprocess.apply(preprocessing, images)
     logits, out = training.apply_fn_of(module)(params, inputs)
     last = out[max(out)]
@@ -139,6 +147,9 @@ def _seen(params, images, preprocessing, *, module):
     if flat.shape[1] == params["head"]["kernel"].shape[0]:
         return logits, flat
     return logits, last.mean((1, 2))
+
+
+_seen = jax.jit(seen_at_once, static_argnames="module")
 
 
 def _inputs(task: Task, members: np.ndarray) -> np.ndarray:

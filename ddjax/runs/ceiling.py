@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddjax import augment, evaluate, files, training
+from ddjax import augment, evaluate, files, hosts, training
 from ddjax.data import sources
 from ddjax.runs import scores
 from ddjax.runs.prepare import Task
 from ddjax.settings import Evaluate, Settings
 from ddjax.types import Batch
 
-__all__ = ["BATCH", "Length", "choose", "full_data"]
+__all__ = ["BATCH", "Length", "choose", "full_data", "kept"]
 
 # What the draws are folded with; the numbers are names.
 _FULL_DATA = 4
@@ -140,16 +140,9 @@ def full_data(
     }
     digest = hashlib.sha256(json.dumps(shaped_by, sort_keys=True).encode())
     path = folder / f"full_data-{model}-{digest.hexdigest()[:12]}.json"
-    try:
-        found = json.loads(path.read_text())
-        return (
-            evaluate.summarise(
-                found["accuracy"], np.array(found["recall"], np.float64)
-            ),
-            {name: found[name] for name in ("steps", "learning_rate", "cut")},
-        )
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        pass  # not there, or damaged: it can be had again
+    found = hosts.from_writer(lambda: _stored(path))
+    if found is not None:
+        return _told(found)
     data, left = task.training_data(weights)
     count = len(data.images)
     if isinstance(data, Batch):
@@ -193,18 +186,50 @@ def full_data(
         # Where even the shortest training was shortened, noise hides a rise.
         "cut": length.cut or first * steps_of < FIRST_STEPS // 2,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(
-        path,
-        {
-            "accuracy": result.accuracy.tolist(),
-            "recall": [scores.without_nan(row) for row in result.recall],
-            **how,
-            "searched": searched,
-            "shaped_by": shaped_by,
-        },
-    )
+    if hosts.writes():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(
+            path,
+            files.sealed(
+                {
+                    "accuracy": result.accuracy.tolist(),
+                    "recall": [
+                        scores.without_nan(row) for row in result.recall
+                    ],
+                    **how,
+                    "searched": searched,
+                    "shaped_by": shaped_by,
+                }
+            ),
+        )
     return result, how
+
+
+def kept(path: Path) -> tuple[evaluate.EvalResult, dict[str, Any]] | None:
+    """What ``full_data`` has written; None where it is not there, or damaged:
+    it can be had again."""
+    found = _stored(path)
+    return None if found is None else _told(found)
+
+
+def _stored(path: Path) -> dict[str, Any] | None:
+    try:
+        found = files.read_json(path)
+        _told(found)
+        return found
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _told(
+    found: dict[str, Any],
+) -> tuple[evaluate.EvalResult, dict[str, Any]]:
+    return (
+        evaluate.summarise(
+            found["accuracy"], np.array(found["recall"], np.float64)
+        ),
+        {name: found[name] for name in ("steps", "learning_rate", "cut")},
+    )
 
 
 def _bounds(part: Evaluate, steps_of: int) -> tuple[int, int | None]:

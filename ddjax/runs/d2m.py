@@ -14,10 +14,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddjax import artifact, d2m, evaluate, files, models, parallel, training
+from ddjax import (
+    artifact,
+    d2m,
+    evaluate,
+    files,
+    metrics,
+    models,
+    parallel,
+    training,
+)
 from ddjax.data import classes, preprocess, sources
 from ddjax.pages import d2m as page
-from ddjax.pages import gan as gan_page
 from ddjax.pages.pictures import save_picture
 from ddjax.runs import (
     baselines,
@@ -37,6 +45,7 @@ from ddjax.types import InputError, Params
 __all__ = [
     "Groups",
     "check",
+    "chooser",
     "distil",
     "draw_network_of",
     "run",
@@ -45,6 +54,9 @@ __all__ = [
 
 # What each stage's key is folded with; the numbers are names.
 _STATE, _BATCHES, _LOOKS = range(200, 203)
+_COMPARED = 204
+
+_NETWORKS = 10  # that latents are moved by
 
 
 def run(
@@ -70,6 +82,7 @@ def run(
             "minutes= plans runs of IADD: of D2M, set gan.iterations and "
             "d2m.iterations"
         )
+    source, source_hash = _source(settings.d2m, folder)
     if workdir.is_complete(settings, folder, "d2m"):
         prepare.check_finished(settings, folder, shared.data)
         return
@@ -77,32 +90,53 @@ def run(
         settings.data, settings.model, settings.seed, shared.data
     )
     check(settings.d2m, task)
-    given, kept = None, folder / "generator" / "pretrained.npz"
+    given, kept = None, gan.kept_copy(folder)
     if workdir.recorded(folder) and kept.exists():
         # Of a run that was stopped: it goes on with its own.
         given = artifact.load_generator(kept)
         check_generator(kept, given, task)
-    elif settings.d2m.generator:
-        path = settings.d2m.generator
-        given = artifact.find_generator(Path(path))
-        check_generator(path, given, task)
-        _check_source(path, given, task)
+    elif source:
+        given = artifact.load_generator(source)
+        check_generator(source, given, task)
+        _check_source(source, given, task)
     else:
         gan.networks_of(settings.gan, task)
     # Only now, when the settings have proved possible, is the folder taken.
-    with workdir.claimed(settings, folder, "d2m", task.splits, command):
-        if given is None:
-            pretraining = gan.train(settings, task, shared)
-            given = artifact.load_generator(pretraining / "generator.npz")
-            gan_page.copy_pretraining(pretraining, folder)
-        given = given._replace(preprocessing=task.preprocessing)
-        if not kept.exists():
-            kept.parent.mkdir(exist_ok=True)
-            artifact.save_generator(kept, given)
+    with workdir.claimed(
+        settings,
+        folder,
+        "d2m",
+        task.splits,
+        command,
+        more={"generator": source_hash} if source_hash else {},
+    ):
+        given = gan.of_run(settings, folder, task, shared, given)
         draw_network = draw_network_of(settings, task, shared.teachers)
         distil(settings, folder, task, given, draw_network)
         conclude(settings, folder, task, given, shared.teachers)
     print(f"report: {folder / 'report.html'}")
+
+
+def _source(part: D2m, folder: Path) -> tuple[Path | None, str | None]:
+    """The given generator's file and its checksum; None without one.
+
+    Raises:
+      InputError: it is no longer the one that the folder's run began with.
+    """
+    if not part.generator:
+        return None, None
+    source = artifact.generator_file(Path(part.generator))
+    began = workdir.recorded(folder).get("generator")
+    if not source.exists():
+        return source, began  # a run that has begun has its own copy
+    found = files.sha256(source)
+    if began not in (None, found):
+        raise InputError(
+            f"{folder} holds a run that began with another generator than "
+            f"{source} is now: name another --workdir, or bring the old file "
+            "back"
+        )
+    return source, found
 
 
 def check(part: D2m, task: prepare.Task) -> None:
@@ -165,6 +199,13 @@ def _check_source(path, found, task):
     """InputError where a generator was trained on other images: they may be
     those that this run holds out, or tests on."""
     known = found.metadata.get("shaped_by", found.metadata)
+    if "imported" in found.metadata:
+        print(
+            f"note: {path} comes from a published generator; images that this "
+            "run holds out may be among those that it was trained on"
+        )
+        if "data" not in known:
+            return
     if known.get("data") != sources.fingerprint(task.splits.train):
         raise InputError(
             f"the generator in {path} was trained on other images than this "
@@ -349,9 +390,14 @@ def conclude(
     given: artifact.GeneratorArtifact,
     teachers_folder: Path,
 ) -> None:
-    """Everything after the last update; what is selected is selected before
-    the test set is looked at."""
-    selected, _ = scores.select(folder, settings.evaluate.metric)
+    """Everything after the last update.
+
+    What is selected is selected before the test set is looked at; the
+    generator before distillation is among it.
+    """
+    selected, _ = scores.select(
+        folder, settings.evaluate.metric, from_start=True
+    )
     found = artifact.load_generator(_look_path(folder, selected))
     table = final_scores(settings, task, given, found, teachers_folder)
     artifact.save_generator(
@@ -369,6 +415,12 @@ def conclude(
                 "config": settings.flat(),
                 "versions": workdir.recorded(folder)["versions"],
                 "scores": table,
+                **{
+                    name: value
+                    for name, value in given.metadata.items()
+                    if name == "imported"
+                },
+                "metrics_rows": len(metrics.read(folder / "metrics.jsonl")),
             }
         ),
     )
@@ -376,6 +428,11 @@ def conclude(
     _keep_samples(settings.seed, folder, task, given, found)
     page.write_page(folder)
     scores.print_table(table, settings.evaluate.metric)
+    if not selected:
+        print(
+            "distilling gained nothing on held-out images: the generator is "
+            "the pre-trained one"
+        )
     print(
         f"the generator has as many numbers as {found.size_in_images:.1f} "
         "images of the data set"
@@ -405,7 +462,7 @@ def final_scores(
         task,
         given,
         {"distilled": found.params, "pretrained": given.params},
-        _chooser(settings, task, trained),
+        _chosen(settings, task, teachers_folder),
     )
     names = part.baseline_names
     picks = baselines.pick(names, task, trained, list(recipes))
@@ -440,10 +497,33 @@ def trained_network(
     return store.snapshot(0, store.epochs)
 
 
-def _chooser(settings, task, trained):
-    if trained is None or settings.d2m.choose == "none":
+def chooser(
+    settings: Settings, task: prepare.Task, teachers_folder: Path, how: str
+) -> choose.Chooser | None:
+    """What chooses among generated images; None with d2m.networks=random.
+
+    Args:
+      settings: of the run.
+      task: data and network.
+      teachers_folder: the parent of all teachers.
+      how: of ``choose.CHOICES``, other than random.
+    """
+    trained = trained_network(settings, task, teachers_folder)
+    if trained is None:
         return None
-    return choose.Chooser(task, trained, settings.d2m.choose).images
+    networks = []
+    if how == "latents":
+        key = jax.random.fold_in(jax.random.key(settings.seed), _COMPARED)
+        draw = draw_network_of(settings, task, teachers_folder)
+        networks = [draw(jax.random.fold_in(key, i)) for i in range(_NETWORKS)]
+    return choose.Chooser(task, trained, how, networks)
+
+
+def _chosen(settings, task, teachers_folder):
+    if settings.d2m.choose == "none":
+        return None
+    found = chooser(settings, task, teachers_folder, settings.d2m.choose)
+    return found and found.images
 
 
 def load_sides(folder: Path) -> dict[str, artifact.GeneratorArtifact]:
@@ -483,11 +563,7 @@ def test_again(
             task,
             found,
             {side: kept.params for side, kept in sides.items()},
-            _chooser(
-                settings,
-                task,
-                trained_network(settings, task, teachers_folder),
-            ),
+            _chosen(settings, task, teachers_folder),
         ),
         settings.evaluate.metric,
     )

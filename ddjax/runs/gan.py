@@ -2,13 +2,15 @@
 
 A class-conditional BigGAN is trained on the real images; samples are kept as
 it goes, and at the end its quality is measured and report.html written beside
-it. Runs with the same data and ``gan`` part share the folder.
+it. With ``gan.patience`` each look scores the generator on held-out images, the
+best look is kept, and training ends when no better one comes. Runs with the
+same data and ``gan`` part share the folder.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,21 +21,23 @@ from ddjax import artifact, evaluate, files, gan, parallel, training
 from ddjax.data import classes, preprocess, sources
 from ddjax.models import biggan
 from ddjax.pages import gan as page
-from ddjax.runs import loop, prepare, protocols, teachers, workdir
+from ddjax.runs import loop, prepare, protocols, scores, teachers, workdir
 from ddjax.settings import Gan, Settings
 from ddjax.types import Batch, InputError
 
 __all__ = [
     "Networks",
+    "classification_accuracy",
+    "kept_copy",
     "networks_of",
+    "of_run",
     "run",
     "sample_grid",
     "train",
 ]
 
 # What each stage's key is folded with; the numbers are names.
-_STATE, _DATA, _SAMPLES, _QUALITY = range(100, 104)
-_SHAPES_NOTHING = ("gan.looks",)
+_STATE, _DATA, _SAMPLES, _QUALITY, _LOOKS = range(100, 105)
 
 
 class Networks(NamedTuple):
@@ -95,7 +99,7 @@ def run(settings: Settings, shared: workdir.Shared) -> None:
     )
     folder = train(settings, task, shared)
     try:
-        found = json.loads((folder / "quality.json").read_text())
+        found = files.read_json(folder / "quality.json")
         score = evaluate.summarise(found["classification_accuracy"])
     except (OSError, ValueError, KeyError):
         raise InputError(
@@ -106,17 +110,29 @@ def run(settings: Settings, shared: workdir.Shared) -> None:
         f"classification accuracy score {100 * score.mean:.1f} % +- "
         f"{100 * score.ci95:.1f}, Frechet distance "
         f"{found['frechet_distance']:.3g} on {found['features']}"
+        + ("; cut: more updates would help" if found.get("cut") else "")
     )
     print(f"report: {folder / 'report.html'}")
 
 
 def _shaped_by(settings: Settings, task: prepare.Task) -> dict[str, Any]:
     """All that makes a generator what it is."""
+    fields = settings.flat()
     shaped_by: dict[str, Any] = {
         field: value
-        for field, value in settings.flat().items()
-        if field.startswith("gan.") and field not in _SHAPES_NOTHING
+        for field, value in fields.items()
+        if field.startswith("gan.")
     }
+    if settings.gan.patience:
+        # What its looks are scored by.
+        shaped_by |= {
+            field: value
+            for field, value in fields.items()
+            if field in ("evaluate.metric", "evaluate.look_networks")
+            or field.startswith(("model.", "teacher."))
+        }
+    else:
+        del shaped_by["gan.looks"], shaped_by["gan.patience"]
     shaped_by |= {
         "data.preprocess": settings.data.preprocess,
         "seed": settings.seed,
@@ -147,23 +163,61 @@ def train(
     folder = shared.generators / teachers.named_after(
         settings.data.source, shaped_by
     )
-    if (folder / "report.html").exists():
-        found = artifact.load_generator(folder / "generator.npz")
-        if found.metadata.get("shaped_by") != shaped_by:
-            raise InputError(
-                f"the generator in {folder} was pre-trained by another config: "
-                f"remove {folder} to train it again"
-            )
+    with files.alone(folder, "pre-trains a generator", print):
+        if (folder / "report.html").exists():
+            found = artifact.load_generator(folder / "generator.npz")
+            if found.metadata.get("shaped_by") != shaped_by:
+                raise InputError(
+                    f"the generator in {folder} was pre-trained by another "
+                    f"config: remove {folder} to train it again"
+                )
+            return folder
+        files.write_json(folder / "shaped_by.json", files.sealed(shaped_by))
+        state = _pretrain(settings, task, networks, folder)
+        found, cut = _kept(settings, task, networks, folder, state, shaped_by)
+        _conclude(settings, task, folder, shared, found, cut)
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(folder / "shaped_by.json", shaped_by)
-    state = _pretrain(settings, task, networks, folder)
-    _conclude(settings, task, networks, folder, shared, state, shaped_by)
-    return folder
+
+
+def kept_copy(folder: Path) -> Path:
+    """Where a run keeps the generator that it began with."""
+    return folder / "generator" / "pretrained.npz"
+
+
+def of_run(
+    settings: Settings,
+    folder: Path,
+    task: prepare.Task,
+    shared: workdir.Shared,
+    given: artifact.GeneratorArtifact | None = None,
+) -> artifact.GeneratorArtifact:
+    """The generator that a run begins with, of which it keeps a copy.
+
+    Args:
+      settings: of the run.
+      folder: of the run.
+      task: data and network.
+      shared: where teachers and generators lie.
+      given: the generator, where it is known; else it is pre-trained, or
+        found where that has been done.
+
+    Raises:
+      InputError: see ``train``.
+    """
+    if given is None:
+        pretraining = train(settings, task, shared)
+        given = artifact.load_generator(pretraining / "generator.npz")
+        page.copy_pretraining(pretraining, folder)
+    given = given._replace(preprocessing=task.preprocessing)
+    kept = kept_copy(folder)
+    if not kept.exists():
+        kept.parent.mkdir(exist_ok=True)
+        artifact.save_generator(kept, given)
+    return given
 
 
 def _pretrain(settings, task, networks, folder):
-    """From the last checkpoint to the last update."""
+    """From the last checkpoint to the last update; the state after it."""
     part, key = settings.gan, jax.random.key(settings.seed)
     init = jax.jit(lambda key: gan.init_state(key, *networks, part))
     data = task.splits.train
@@ -178,11 +232,29 @@ def _pretrain(settings, task, networks, folder):
     (folder / "samples").mkdir(exist_ok=True)
     devices = parallel.even(part.batch_size)
 
-    def keep_samples(state, step):
+    def look(state, step):
         apply, params = _averaged(part, state, networks.generator)
         images, labels = sample_grid(settings.seed, apply, params)
         with files.atomic_write(folder / "samples" / f"{step:07d}.npz") as file:
             np.savez(file, images=images, labels=labels)
+        if not part.patience:
+            return None
+        score = classification_accuracy(
+            settings,
+            task,
+            apply,
+            params,
+            jax.random.fold_in(key, _LOOKS),
+            scores.held_out(task),
+        )
+        found = _artifact(task, apply, params, {})
+        artifact.save_generator(_look_path(folder, step), found)
+        return scores.held_out_row(score)
+
+    def enough(step):
+        return part.patience and _looks_since_best(settings, folder, step) >= (
+            part.patience
+        )
 
     return loop.run(
         init(jax.random.fold_in(key, _STATE)),
@@ -196,8 +268,55 @@ def _pretrain(settings, task, networks, folder):
         update=parallel.over_devices(update, devices),
         guard=loop.finite("lower gan.generator_rate and gan.critic_rate"),
         looks=loop.look_steps(part.looks, part.iterations),
-        look=keep_samples,
+        look=look,
+        enough=enough,
         place=functools.partial(parallel.replicate, devices=devices),
+    )
+
+
+def _look_path(folder: Path, step: int) -> Path:
+    return folder / "looks" / f"{step:07d}.npz"
+
+
+def _looks_since_best(settings, folder, step) -> int:
+    """Looks up to a step since the one with the best score; of equals, the
+    first."""
+    looks = scores.looked_at(folder, settings.evaluate.metric)
+    made = [looks[at] for at in sorted(looks) if at <= step]
+    return len(made) - 1 - int(np.argmax(made)) if made else 0
+
+
+def _kept(settings, task, networks, folder, state, shaped_by):
+    """(the generator that is the result, whether its training was cut)."""
+    apply, params = _averaged(settings.gan, state, networks.generator)
+    found = _artifact(task, apply, params, shaped_by)
+    if not settings.gan.patience:
+        return found, None
+    step, cut = selected(settings, folder)
+    best = artifact.load_generator(_look_path(folder, step))
+    found = found._replace(params=best.params)
+    found.metadata["selected_step"] = step
+    return found, cut
+
+
+def selected(settings: Settings, folder: Path) -> tuple[int, bool]:
+    """The best look of a pre-training, and whether updates ran out before no
+    better one came."""
+    step, looks = scores.select(folder, settings.evaluate.metric)
+    since = _looks_since_best(settings, folder, looks[-1])
+    return step, since < settings.gan.patience
+
+
+def _artifact(task, apply, params, shaped_by):
+    return artifact.GeneratorArtifact(
+        apply,
+        params,
+        task.preprocessing,
+        {
+            "class_names": list(task.splits.train.class_names),
+            "method": "GAN",
+            "shaped_by": shaped_by,
+        },
     )
 
 
@@ -270,6 +389,43 @@ _MEASURED = 2000  # images on each side of the Frechet distance
 _HELD = 1 << 28  # values of an epoch's images, a gigabyte
 
 
+def classification_accuracy(
+    settings: Settings,
+    task: prepare.Task,
+    apply: biggan.GenApply,
+    params: Any,
+    key: jax.Array,
+    score: scores.Score,
+) -> evaluate.EvalResult:
+    """The accuracy of networks that saw generated images alone.
+
+    They are trained as long as the teachers are, on as many images (as fit in
+    a gigabyte), fresh ones for every epoch (Ravuri and Vinyals, NeurIPS 2019).
+
+    Args:
+      settings: the teacher and evaluate parts count.
+      task: data and network.
+      apply: of the generator.
+      params: of the generator.
+      key: decides the networks and their images.
+      score: of ``scores.held_out``, or what tests on the test images.
+    """
+    size = int(np.prod(task.image_shape))
+    most = min(len(task.splits.train.labels), _HELD // size)
+    return score(
+        key,
+        protocols.generated_epoch(
+            apply,
+            params,
+            task.preprocessing,
+            max(1, round(most / task.num_classes)),
+        ),
+        recipe=teachers.recipe_of(settings.teacher),
+        learning_rate=settings.teacher.learning_rate,
+        num_networks=settings.evaluate.look_networks,
+    )
+
+
 def quality(
     settings: Settings,
     task: prepare.Task,
@@ -279,33 +435,16 @@ def quality(
 ) -> dict[str, Any]:
     """Classification accuracy score and Frechet distance of a generator.
 
-    The first is the test accuracy of networks trained as long as the teachers
-    are, on as many images (as fit in a gigabyte), all generated, fresh ones
-    for every epoch (Ravuri and Vinyals, NeurIPS 2019). The second compares
-    features of the first teacher at its last stored epoch, on real training
-    images and as many generated ones.
+    The first is that of ``classification_accuracy`` on the test images. The
+    second compares features of the first teacher at its last stored epoch, on
+    real training images and as many generated ones.
     """
     store = teachers.train(settings, task, shared.teachers)
-    train_set, test = task.splits.train, task.splits.test
+    train_set = task.splits.train
     key = jax.random.fold_in(jax.random.key(settings.seed), _QUALITY)
-    size = int(np.prod(task.image_shape))
-    most = min(len(train_set.labels), _HELD // size)
-    images, left = prepare.as_input(test.images, task.preprocessing)
-    score = evaluate.evaluate(
-        key,
-        protocols.generated_epoch(
-            apply,
-            params,
-            task.preprocessing,
-            max(1, round(most / task.num_classes)),
-        ),
-        Batch(images, test.labels),
-        task.module,
-        recipe=teachers.recipe_of(settings.teacher),
-        learning_rate=settings.teacher.learning_rate,
-        num_networks=settings.evaluate.look_networks,
-        test_preprocessing=left,
-    )
+    tested = dataclasses.replace(settings.evaluate, models=settings.model.name)
+    ((_, _, on_test),) = scores.tests_of(task, tested)
+    score = classification_accuracy(settings, task, apply, params, key, on_test)
     chosen = np.asarray(
         jax.random.choice(
             key,
@@ -334,23 +473,14 @@ def quality(
     }
 
 
-def _conclude(settings, task, networks, folder, shared, state, shaped_by):
-    apply, params = _averaged(settings.gan, state, networks.generator)
-    found = artifact.GeneratorArtifact(
-        apply,
-        params,
-        task.preprocessing,
-        {
-            "class_names": list(task.splits.train.class_names),
-            "method": "GAN",
-            "shaped_by": shaped_by,
-        },
-    )
+def _conclude(settings, task, folder, shared, found, cut):
     artifact.save_generator(folder / "generator.npz", found)
-    files.write_json(
-        folder / "quality.json",
-        quality(settings, task, shared, apply, params)
-        | {"size_in_images": found.size_in_images},
-    )
+    told = quality(settings, task, shared, found.apply, found.params)
+    told["size_in_images"] = found.size_in_images
+    if cut is not None:
+        told["cut"] = cut
+        told["metric"] = settings.evaluate.metric
+        told["selected_step"] = found.metadata["selected_step"]
+    files.write_json(folder / "quality.json", files.sealed(told))
     # Last: the page is the sign that the folder is finished.
     page.write_page(folder)

@@ -13,8 +13,7 @@ from ddjax.data import sources
 from ddjax.data.classes import one_hot
 from ddjax.pages.pictures import save_picture
 from ddjax.runs import choose as choices
-from ddjax.runs import prepare, protocols, workdir
-from ddjax.runs.d2m import some, trained_network
+from ddjax.runs import d2m, prepare, protocols, workdir
 from ddjax.settings import Settings, numbers
 from ddjax.types import InputError
 
@@ -164,14 +163,14 @@ def _chooser(found, how, shared):
             "the data of this generator are not the images that it was made "
             "of: restore those, or take --choose=random"
         )
-    trained = trained_network(settings, task, shared.teachers)
-    if trained is None:
+    chooser = d2m.chooser(settings, task, shared.teachers, how)
+    if chooser is None:
         raise InputError(
             "this generator was made with d2m.networks=random, so there are no "
             f"teachers to choose by: --choose={how} cannot be, take "
             "--choose=random"
         )
-    return choices.Chooser(task, trained, how)
+    return chooser
 
 
 def classes_of(joined: str, names: Sequence[str]) -> list[int]:
@@ -191,7 +190,7 @@ def classes_of(joined: str, names: Sequence[str]) -> list[int]:
             what = "twice in" if number is not None else "unknown in"
             raise InputError(
                 f"class {word.strip()!r} is {what} --classes: choose from "
-                f"{some(names)}, or numbers 0..{len(names) - 1}"
+                f"{d2m.some(names)}, or numbers 0..{len(names) - 1}"
             )
         chosen.append(number)
     return chosen

@@ -1,6 +1,8 @@
 """IADD from settings to results: distilled images and the evidence beside them.
 
 data -> teachers -> outer loop -> selection -> scores -> report.html
+
+In latent space the images are a generator's; see ``ddjax/runs/latent.py``.
 """
 
 from __future__ import annotations
@@ -19,18 +21,21 @@ from ddjax import (
     artifact,
     evaluate,
     files,
+    hosts,
     iadd,
+    metrics,
     parallel,
     training,
     trajectories,
 )
 from ddjax import importance as importance_lib
-from ddjax.data import preprocess
+from ddjax.data import preprocess, sources
 from ddjax.pages import iadd as page
 from ddjax.pages.pictures import save_picture
 from ddjax.runs import (
     baselines,
     ceiling,
+    latent,
     loop,
     plan,
     prepare,
@@ -39,7 +44,7 @@ from ddjax.runs import (
     workdir,
 )
 from ddjax.settings import Iadd, Settings
-from ddjax.types import InputError, Segment
+from ddjax.types import Segment
 
 __all__ = ["choose_initial", "distil", "run"]
 
@@ -81,11 +86,27 @@ def run(
             settings.data, settings.model, settings.seed, shared.data
         )
 
+    in_latent_space = settings.iadd.space == "latent"
+    if in_latent_space and plan_only:
+        raise InputError(
+            "--plan is of runs in pixels: leave it out with iadd.space=latent"
+        )
+    if in_latent_space and hosts.count() > 1:
+        raise InputError(
+            "iadd.space=latent works in one process: leave out --processes"
+        )
     task = load(settings)
+    if in_latent_space:
+        latent.check(settings, task)
     # Too few images of a class are told before anything is measured.
     initial = choose_initial(settings, task)
     asked, decided = settings, None
     if settings.minutes or plan_only:
+        if hosts.count() > 1:
+            raise InputError(
+                "minutes= and --plan measure one process: leave out "
+                "--processes, or minutes"
+            )
         decided = settings.minutes and workdir.planned(settings, folder)
         if decided:
             print("going on by the plan in config.json")
@@ -114,10 +135,25 @@ def run(
         and {"asked": workdir.described(asked, "iadd"), "fields": decided},
     ):
         store = teachers.train(settings, task, shared.teachers)
-        initial = picked(settings, initial, task, store)
+        made = None
+        if in_latent_space:
+            trained = store.snapshot(0, store.epochs)
+            made = latent.begin(settings, folder, task, shared, trained)
+            initial = made.initial(settings.iadd.learning_rate)
+        else:
+            initial = picked(settings, initial, task, store)
         initial = with_labels(settings, initial, task, store)
-        state = distil(settings, folder, task, initial, store)
-        conclude(settings, folder, task, initial, store, state, shared.teachers)
+        state = distil(settings, folder, task, initial, store, made)
+        conclude(
+            settings,
+            folder,
+            task,
+            initial,
+            store,
+            state,
+            shared.teachers,
+            made,
+        )
     print(f"report: {folder / 'report.html'}")
 
 
@@ -183,6 +219,7 @@ def distil(
     task: prepare.Task,
     initial: iadd.Distilled,
     store: trajectories.Teachers,
+    made: latent.Latent | None = None,
 ) -> iadd.IaddState:
     """The outer loop, from the last checkpoint to the last update.
 
@@ -192,10 +229,15 @@ def distil(
       task: data and network.
       initial: what the images start from.
       store: the teachers.
+      made: of a run in latent space.
 
     Returns:
       The last state.
     """
+    generator = None
+    if made is not None:
+        initial = initial._replace(images=made.noise)
+        generator = made.found.params
     part, last = in_input_units(settings.iadd, task), settings.iadd.iterations
     key = jax.random.key(settings.seed)
     segment_key = jax.random.fold_in(key, _SEGMENTS)
@@ -210,18 +252,21 @@ def distil(
                 apply_fn=apply_fn,
                 settings=iadd.scaled(part, scale),
                 project=within_bounds(part, task),
+                decode=made and made.decode,
                 total=part.segments if part.segments % devices else None,
             ),
             devices,
         )
 
-    (folder / "looks").mkdir(exist_ok=True)
+    if hosts.writes():
+        (folder / "looks").mkdir(exist_ok=True)
     return loop.run(
         iadd.init_state(
             jax.random.fold_in(key, _STATE),
             initial,
             store.snapshot(0, 0),
             part,
+            generator,
         ),
         name="iadd",
         last=last,
@@ -239,7 +284,7 @@ def distil(
         guard=functools.partial(guard, part),
         detail=functools.partial(_detail, part),
         looks={0, *loop.look_steps(settings.evaluate.looks, last)},
-        look=functools.partial(look, settings, folder, task),
+        look=functools.partial(look, settings, folder, task, made),
         place=functools.partial(parallel.replicate, devices=devices),
         recover=halved,
     )
@@ -256,9 +301,10 @@ def within_bounds(
 
     Pictures are looked at and stored as PNG, which ends there. Clamping is a
     projection after every step; the near bound is one to a wider range; the
-    soft bound pulls back and lets an image leave for a while.
+    soft bound pulls back and lets an image leave for a while. A generator's
+    images cannot leave.
     """
-    if part.bound == "none":
+    if part.bound == "none" or part.space == "latent":
         return None
     share = _SOFT_SHARE if part.bound == "soft" else 1.0
     margin = _NEAR if part.bound == "near" else 0.0
@@ -282,8 +328,9 @@ def halved(state: iadd.IaddState) -> iadd.IaddState | None:
 
 
 def in_input_units(part: Iadd, task: prepare.Task) -> Iadd:
-    """With Adam's rate on images in the units of the network's input."""
-    if part.optimizer != "adam":
+    """With Adam's rate on images in the units of the network's input; noise
+    has a deviation of 1."""
+    if part.optimizer != "adam" or part.space == "latent":
         return part
     return dataclasses.replace(
         part, image_rate=part.image_rate * task.input_spread()
@@ -358,11 +405,13 @@ def look(
     settings: Settings,
     folder: Path,
     task: prepare.Task,
+    made: latent.Latent | None,
     state: iadd.IaddState,
     step: int,
 ) -> dict[str, float]:
-    """Scores a state on held-out training images, and keeps its images."""
-    data = iadd.distilled(state, settings.iadd)
+    """Scores a state on held-out training images, and keeps its images, in
+    latent space with what makes them."""
+    data = distilled(settings, state, made)
     key = jax.random.fold_in(jax.random.key(settings.seed), _LOOKS)
     score = scores.held_out(task)(
         jax.random.fold_in(key, 0),
@@ -371,15 +420,41 @@ def look(
         learning_rate=data.learning_rate,
         num_networks=settings.evaluate.look_networks,
     )
-    with files.atomic_write(folder / "looks" / f"{step:07d}.npz") as file:
-        np.savez(file, **{k: np.asarray(v) for k, v in data._asdict().items()})
+    path = _look_path(folder, step)
+    if hosts.writes():
+        with files.atomic_write(path) as file:
+            np.savez(
+                file, **{k: np.asarray(v) for k, v in data._asdict().items()}
+            )
+    if made is not None:
+        moved = state.generator if settings.iadd.generator_rate else None
+        noise = state.images if state.average is None else state.average
+        latent.keep_look(path, made, noise, moved)
     return scores.held_out_row(score)
 
 
+def distilled(
+    settings: Settings, state: iadd.IaddState, made: latent.Latent | None
+) -> iadd.Distilled:
+    """``iadd.distilled`` of a state, in either space."""
+    if made is None:
+        return iadd.distilled(state, settings.iadd)
+    return iadd.distilled(state, settings.iadd, jax.jit(made.decode))
+
+
+def _look_path(folder: Path, step: int) -> Path:
+    return folder / "looks" / f"{step:07d}.npz"
+
+
 def _load_look(folder: Path, step: int) -> iadd.Distilled:
-    path = folder / "looks" / f"{step:07d}.npz"
-    with np.load(path, allow_pickle=False) as file:
-        return iadd.Distilled(**{name: file[name] for name in file.files})
+    path = _look_path(folder, step)
+    try:
+        return iadd.Distilled(**files.read_npz(path))
+    except (FileNotFoundError, files.DamagedFile, TypeError):
+        raise InputError(
+            f"{path} is damaged or gone: remove {folder} and run the same "
+            "command to start again"
+        ) from None
 
 
 def conclude(
@@ -390,15 +465,25 @@ def conclude(
     store: trajectories.Teachers,
     state: iadd.IaddState,
     teachers_folder: Path,
+    made: latent.Latent | None = None,
 ) -> None:
     """Everything after the last update; the one use of the test set."""
-    selected, looks = scores.select(folder, settings.evaluate.metric)
+    selected, looks = hosts.from_writer(
+        lambda: scores.select(folder, settings.evaluate.metric)
+    )
     chosen = _load_look(folder, selected)
     at_looks = {step: _load_look(folder, step) for step in looks}
     table = final_scores(
         settings, task, initial, at_looks, selected, store, teachers_folder
     )
-    write_difference(settings, folder, task, store, state)
+    if not hosts.writes():
+        return
+    data = distilled(settings, state, made)
+    write_difference(settings, folder, task, store, state, data)
+    if made is not None:
+        latent.keep_selected(
+            settings, folder, task, _look_path(folder, selected)
+        )
     names = task.splits.train.class_names
     pixels = functools.partial(preprocess.invert, task.preprocessing)
     artifact.save(
@@ -415,9 +500,11 @@ def conclude(
                 "augmentation": settings.iadd.augment,
                 "evaluation": scores.recipe_of(settings.evaluate)._asdict(),
                 "selected_step": selected,
+                "test_data": sources.fingerprint(task.splits.test),
                 "config": settings.flat(),
                 "versions": workdir.recorded(folder)["versions"],
                 "scores": table,
+                "metrics_rows": len(metrics.read(folder / "metrics.jsonl")),
             },
         ),
     )
@@ -452,14 +539,10 @@ def test_again(
       found: the distilled images.
 
     Raises:
-      InputError: they are of another shape than the test images.
+      InputError: they are of another shape than the test images, or of other
+        classes.
     """
-    if found.images.shape[1:] != task.image_shape:
-        raise InputError(
-            f"the distilled images are of {found.images.shape[1:]}, the "
-            f"config's data set of {task.image_shape}: name the config that "
-            "they were made with"
-        )
+    prepare.check_distilled(found, task)
     key = jax.random.fold_in(jax.random.key(settings.seed), _FINAL)
     for name, _, score in scores.tests_of(
         task, settings.evaluate, found.preprocessing
@@ -468,7 +551,7 @@ def test_again(
             key,
             evaluate.stored(
                 preprocess.apply(found.preprocessing, found.images),
-                found.labels,
+                scores.labels_of(found.labels, settings.evaluate),
             ),
             recipe=scores.recipe_of(settings.evaluate),
             learning_rate=found.learning_rate,
@@ -479,6 +562,9 @@ def test_again(
             f"{metric.replace('_', ' ')}: "
             + scores.line(name, scores.by_metric(result, metric))
         )
+
+
+_INITIAL_ROW = {"pixels": "real_initial", "latent": "generated_initial"}
 
 
 def final_scores(
@@ -529,7 +615,10 @@ def final_scores(
         )
         bar.update()
         bar.update()
-        add("real_initial", on(initial, part.real_learning_rate))
+        add(
+            _INITIAL_ROW[settings.iadd.space],
+            on(initial, part.real_learning_rate),
+        )
         bar.update()
         add(
             "random_real",
@@ -562,6 +651,7 @@ def write_difference(
     task: prepare.Task,
     store: trajectories.Teachers,
     state: iadd.IaddState,
+    data: iadd.Distilled,
 ) -> None:
     """How far the last student ends from its teacher, parameter by parameter.
 
@@ -571,7 +661,7 @@ def write_difference(
     key = jax.random.fold_in(jax.random.key(settings.seed), _FINAL)
     segment = store.sample(key, max_start=part.max_start, span=part.span)
     student, _ = iadd.unroll_student(
-        iadd.distilled(state, part),
+        data,
         segment.start,
         key,
         apply_fn=training.apply_fn_of(task.module),

@@ -3,7 +3,8 @@
 Teachers, IADD, pre-training and D2M are four uses of it. A run that is killed
 at any moment goes on from its last checkpoint (of teachers, from the last whole
 one) to the same result, because what an update draws is decided by the
-update's number alone.
+update's number alone. SIGTERM, which a machine sends that is about to be taken
+away, is heard at the end of an update, and its state is kept.
 """
 
 from __future__ import annotations
@@ -17,13 +18,33 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ddjax import checkpoint, metrics, settings
+from ddjax import checkpoint, hosts, metrics, settings
 from ddjax.types import InputError
 
-__all__ = ["finite", "look_steps", "progress", "run"]
+__all__ = ["Terminated", "finite", "look_steps", "progress", "run", "terminate"]
 
 State = Any
 Row = dict[str, Any]
+
+
+class Terminated(BaseException):
+    """SIGTERM has come, and what could be kept is kept."""
+
+
+_loops = 0  # that are running, one inside another
+_terminated = False
+
+
+def terminate(signum: int, frame: Any) -> None:
+    """A handler of SIGTERM: stops at the end of the update.
+
+    Raises:
+      Terminated: at once, where no update is being made.
+    """
+    global _terminated
+    if not _loops:
+        raise Terminated
+    _terminated = True
 
 
 def progress(what: str, total: int, *, unit: str, initial: int = 0) -> tqdm:
@@ -38,6 +59,7 @@ def progress(what: str, total: int, *, unit: str, initial: int = 0) -> tqdm:
         leave=False,
         mininterval=0.2 if watched else 30,
         delay=0.5,  # what is done at once needs none
+        disable=not hosts.writes(),
     )
 
 
@@ -62,6 +84,21 @@ def finite(remedy: str) -> Callable[[Row], str | None]:
     return guard
 
 
+def _restored(
+    checkpoints: checkpoint.Checkpoints | None, state: State, every: int = 1
+) -> tuple[int, State]:
+    """The last checkpoint, in every process; where there is none, step 0 and
+    the state that was given."""
+    found = (0, state)
+
+    def read():
+        nonlocal found
+        found = checkpoints.restore(state, every) or found
+        return found[0]
+
+    return hosts.from_writer(read), hosts.broadcast(found[1])
+
+
 def run(
     state: State,
     *,
@@ -75,6 +112,7 @@ def run(
     detail: Callable[[State, Any], Row] = lambda state, drawn: {},
     looks: Collection[int] = (),
     look: Callable[[State, int], Row | None] = lambda state, step: None,
+    enough: Callable[[int], bool] = lambda step: False,
     place: Callable[[State], State] = lambda state: state,
     recover: Callable[[State], State | None] = lambda state: None,
     unit: str = "update",
@@ -98,6 +136,8 @@ def run(
       looks: numbers of updates after which ``look`` is called; 0 is before
         the first.
       look: (state, updates so far) -> what to write into metrics.jsonl.
+      enough: whether the run ends with this look, by what is kept of looks
+        up to it, so that a run that goes on decides the same.
       place: puts a state where ``update`` wants it.
       recover: what to go on with from the last good state, which is that of
         the last checkpoint or of the beginning, after the guard has found
@@ -112,18 +152,34 @@ def run(
 
     Raises:
       InputError: the guard found something; the last checkpoint stays.
+      Terminated: SIGTERM has come, and the state is kept.
     """
+    global _loops
     step, checkpoints, written = 0, None, None
+    between = None  # of a checkpoint that SIGTERM has left
+    good, good_step = None, 0
     if folder is not None:
-        checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
-        restored = checkpoints.restore(state)
-        if restored is not None:
-            step, state = restored
+        if hosts.writes():
+            checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
+        begin, (step, state) = state, _restored(checkpoints, state)
+        if step:
             print(f"{name}: going on from the checkpoint of {unit} {step}")
-        # Before the first checkpoint nothing is kept, not even a look.
-        written = metrics.Metrics(folder / "metrics.jsonl", step or -1)
+        if step % log.checkpoint_every and step < last:
+            # A run that was not stopped would go back to an earlier state.
+            between = step
+            good_step, good = _restored(
+                checkpoints, begin, log.checkpoint_every
+            )
+            good = place(good)
+        if hosts.writes():
+            # Before the first checkpoint nothing is kept, not even a look.
+            least = checkpoints.rows(step) if step else 0
+            written = metrics.Metrics(
+                folder / "metrics.jsonl", step or -1, least
+            )
     state = place(state)
-    good, good_step = state, step
+    if good is None:
+        good, good_step = state, step
 
     def look_at(step):
         row = look(state, step) if step in looks else None
@@ -135,8 +191,9 @@ def run(
     own = bar is None
     bar = bar or progress(name, last, unit=unit, initial=step)
     spent, since = 0.0, step
+    _loops += 1
     try:
-        while step < last:
+        while step < last and not (step in looks and enough(step)):
             begin = time.perf_counter()
             drawn = draw(step)
             after, row = update(state, drawn)
@@ -169,12 +226,17 @@ def run(
                 spent, since = 0.0, step
                 written.write(step, row | detail(state, drawn))
             look_at(step)
-            if checkpoints and (
-                step % log.checkpoint_every == 0 or step == last
-            ):
-                checkpoints.save(step, state)
+            due = step == last or (log and step % log.checkpoint_every == 0)
+            if due:
                 good, good_step = state, step
+            stopped = hosts.agreed(_terminated)
+            if checkpoints and (due or stopped):
+                checkpoints.save(step, state, written.rows, between)
+                between = None if due else step
+            if stopped:
+                raise Terminated
     finally:
+        _loops -= 1
         if own:
             bar.close()
         if checkpoints:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddjax import models, training
+from ddjax import artifact, hosts, models, training
 from ddjax.data import cache, classes, preprocess, sources
 from ddjax.data.rows import Rows
 from ddjax.pages import data as data_page
@@ -21,7 +22,9 @@ from ddjax.types import Batch, InputError
 __all__ = [
     "Task",
     "as_input",
+    "check_distilled",
     "check_finished",
+    "check_fits",
     "load",
     "task",
     "with_model",
@@ -53,11 +56,31 @@ class Task(NamedTuple):
         """(h, w, c)."""
         return tuple(self.splits.train.images.shape[1:])
 
-    def network(self, name: str) -> Any:
-        """The task's own network, or another one as it is built alone."""
+    def network(self, name: str, resize: int = 0) -> Any:
+        """The task's own network, or another one as it is built alone.
+
+        Args:
+          name: of ``models.names()``.
+          resize: side of the images that a network sees which does not take
+            them as they are; 0 for none.
+
+        Raises:
+          InputError: the images do not fit the network.
+        """
         if name == self.model:
             return self.module
-        return models.build(name, num_classes=self.num_classes)
+        module = models.build(name, num_classes=self.num_classes)
+        try:
+            check_fits(module, self.image_shape)
+        except InputError as error:
+            if not resize:
+                raise InputError(
+                    f"{error}: leave {name} out of evaluate.models, or "
+                    "enlarge the images for it with evaluate.resize"
+                ) from None
+            module = models.Enlarged(module, resize)
+            check_fits(module, self.image_shape)
+        return module
 
     def real_images(
         self, key: jax.Array, count: int
@@ -195,18 +218,17 @@ def task(data: Data, model: Model, seed: int, folder: Path) -> Task:
       InputError: the data are missing or unfit, or the network does not fit
         the images.
     """
-    splits, _ = load(data, seed, folder)
-    module = _network(model, splits)
-    kept_in, name = None, data.preprocess
-    if name == "zca" or isinstance(splits.train.images, Rows):
-        found = sources.fingerprint(splits.train)[:12]
-        kept_in = folder / f"{name}-{found}.npz"
-    return Task(
-        splits,
-        preprocess.fit(name, splits.train.images, kept_in=kept_in),
-        model.name,
-        module,
-    )
+    with hosts.first():
+        splits, _ = load(data, seed, folder)
+        module = _network(model, splits)
+        kept_in, name = None, data.preprocess
+        if name == "zca" or isinstance(splits.train.images, Rows):
+            found = sources.fingerprint(splits.train)[:12]
+            kept_in = folder / f"{name}-{found}.npz"
+        preprocessing = preprocess.fit(
+            name, splits.train.images, kept_in=kept_in
+        )
+    return Task(splits, preprocessing, model.name, module)
 
 
 def with_model(task: Task, model: Model) -> Task:
@@ -219,19 +241,53 @@ def with_model(task: Task, model: Model) -> Task:
 
 
 def _network(model: Model, splits: sources.Splits) -> Any:
-    kwargs = {"width": model.width}
-    if model.name == "convnet":
-        kwargs["depth"] = model.depth
+    known = models.fields(model.name)
+    kwargs = {
+        name: getattr(model, name)
+        for name in ("width", "depth")
+        if name in known
+    }
     module = models.build(
         model.name, num_classes=len(splits.train.class_names), **kwargs
     )
-    # A network that does not fit the images is refused here, before any work.
-    jax.eval_shape(
-        lambda: models.init_params(
-            module, jax.random.key(0), splits.train.images.shape[1:]
-        )
-    )
+    check_fits(module, splits.train.images.shape[1:])
     return module
+
+
+def check_fits(module: Any, image_shape: Sequence[int]) -> None:
+    """InputError where a network does not take such images; before any work."""
+    jax.eval_shape(
+        lambda: models.init_params(module, jax.random.key(0), image_shape)
+    )
+
+
+def check_distilled(found: artifact.Artifact, task: Task) -> None:
+    """InputError where distilled images are not of a task's data.
+
+    Args:
+      found: the images.
+      task: what they are to be tested on.
+    """
+    if found.images.shape[1:] != task.image_shape:
+        raise InputError(
+            f"the distilled images are of {found.images.shape[1:]}, the "
+            f"config's data set of {task.image_shape}: name the config that "
+            "they were made with"
+        )
+    if found.labels.shape[1] != task.num_classes:
+        raise InputError(
+            f"the distilled labels are of {found.labels.shape[1]} classes, the "
+            f"config's data set has {task.num_classes}: name the config that "
+            "they were made with"
+        )
+    here = list(task.splits.train.class_names)
+    there = list(found.metadata["class_names"])
+    if here != there and sorted(here) == sorted(there):
+        raise InputError(
+            "the distilled file has the classes in another order "
+            f"({', '.join(there[:3])} ..) than the config's data set "
+            f"({', '.join(here[:3])} ..): bring its labels into that order"
+        )
 
 
 def check_finished(settings: Settings, folder: Path, data: Path) -> None:
@@ -246,7 +302,8 @@ def check_finished(settings: Settings, folder: Path, data: Path) -> None:
       InputError: its images are no longer the same.
     """
     try:
-        splits, _ = load(settings.data, settings.seed, data)
+        with hosts.first():
+            splits, _ = load(settings.data, settings.seed, data)
     except InputError:
         pass  # gone or unfit, but the run is there
     else:

@@ -25,6 +25,7 @@ from ddjax.types import Batch
 
 __all__ = [
     "balanced_labels",
+    "decode",
     "drawn_images",
     "generated_epoch",
     "generated_scores",
@@ -69,6 +70,12 @@ AT_ONCE = 250
 def make(gen_apply, gen_params, key, labels):
     """``d2m.generate``, some images at a time."""
     return d2m.generate(gen_apply, gen_params, key, labels, at_once=AT_ONCE)
+
+
+decode = jax.jit(
+    functools.partial(d2m.decode, at_once=AT_ONCE), static_argnums=0
+)
+"""``d2m.decode``, some images at a time."""
 
 
 MakeImages = Callable[

@@ -16,7 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddjax import augment, evaluate, metrics, training
+from ddjax import augment, evaluate, metrics, parallel, training
+from ddjax.data import classes
 from ddjax.runs.prepare import Task, as_input
 from ddjax.settings import METRICS, Evaluate, Settings
 from ddjax.types import Batch, InputError
@@ -26,8 +27,11 @@ __all__ = [
     "as_json",
     "by_metric",
     "given_real",
+    "hardened",
     "held_out",
+    "labels_of",
     "line",
+    "looked_at",
     "print_table",
     "random_real",
     "recipe_of",
@@ -57,6 +61,16 @@ def recipe_of(part: Evaluate) -> training.Recipe:
 def by_metric(score: evaluate.EvalResult, metric: str) -> evaluate.EvalResult:
     """A result in the terms of one of ``METRICS``."""
     return score if metric == "accuracy" else evaluate.balanced(score)
+
+
+def labels_of(labels: np.ndarray, part: Evaluate) -> np.ndarray:
+    """Distilled labels [n k] as ``evaluate.labels`` has them."""
+    return labels if part.labels == "soft" else hardened(labels)
+
+
+def hardened(labels: np.ndarray) -> np.ndarray:
+    """Labels [n k] as one-hot ones of the likeliest class."""
+    return classes.one_hot(labels.argmax(-1), labels.shape[-1])
 
 
 # What states are selected by -------------------------------------------------
@@ -89,34 +103,44 @@ def held_out_row(score: evaluate.EvalResult) -> dict[str, float]:
     return row
 
 
-def select(workdir: Path, metric: str) -> tuple[int, list[int]]:
+def select(
+    workdir: Path, metric: str, *, from_start: bool = False
+) -> tuple[int, list[int]]:
     """The state that is best on held-out images, by metrics.jsonl.
 
-    Step 0 is what the run started from, and not among them. The earliest of
-    equals is taken: later updates bought nothing that was seen.
+    The earliest of equals is taken: later updates bought nothing that was
+    seen.
 
     Args:
       workdir: of the run.
       metric: one of ``METRICS``.
+      from_start: whether what the run started from, step 0, is among them.
 
     Returns:
-      (its step, the steps of all looks but the first, in order).
+      (its step, the steps of all looks but that at 0, in order).
 
     Raises:
       InputError: no look is recorded.
     """
-    field = f"held_out_{metric}"
-    looks = {
-        row["step"]: row[field]
-        for row in metrics.read(workdir / "metrics.jsonl")
-        if field in row and row["step"]
-    }
-    if not looks:
+    looks = looked_at(workdir, metric)
+    steps = sorted(looks.keys() - {0})
+    if not steps:
         raise InputError(
             f"{workdir / 'metrics.jsonl'} has lost its lines: remove {workdir} "
             "and run the same command to start again"
         )
-    return max(sorted(looks), key=looks.get), sorted(looks)
+    among = sorted(looks) if from_start else steps
+    return max(among, key=looks.get), steps
+
+
+def looked_at(workdir: Path, metric: str) -> dict[int, float]:
+    """{step: score on held-out images} of a run's metrics.jsonl."""
+    field = f"held_out_{metric}"
+    return {
+        row["step"]: row[field]
+        for row in metrics.read(workdir / "metrics.jsonl")
+        if field in row
+    }
 
 
 # Rows of the table -----------------------------------------------------------
@@ -135,7 +159,7 @@ def tests_of(
     test = task.splits.test
     images, left = as_input(test.images, preprocessing or task.preprocessing)
     for name in part.model_names:
-        module = task.network(name)
+        module = task.network(name, part.resize)
         yield (
             name,
             module,
@@ -213,11 +237,16 @@ def one_by_one(
       count: of the networks.
       **how: for ``score``.
     """
-    results = []
-    for network in range(count):
-        own = jax.random.fold_in(key, network)
-        results.append(score(own, sample_fn_of(own), num_networks=1, **how))
-    return evaluate.joined(results)
+
+    def some(networks):
+        results = []
+        for network in networks.tolist():
+            own = jax.random.fold_in(key, network)
+            results.append(score(own, sample_fn_of(own), num_networks=1, **how))
+        found = evaluate.joined(results)
+        return found.accuracy, found.recall
+
+    return evaluate.summarise(*parallel.over_processes(some, np.arange(count)))
 
 
 # The table in files and for people -------------------------------------------

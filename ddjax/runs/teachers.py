@@ -6,6 +6,7 @@ at the start and after every epoch that a segment can reach.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddjax import augment, parallel, training, trajectories
+from ddjax import augment, files, hosts, parallel, training, trajectories
 from ddjax.data import sources
 from ddjax.runs import loop
 from ddjax.runs.prepare import Task
@@ -118,7 +119,7 @@ def record(
 
     Teacher i draws from ``fold_in(key, i)``, so an interrupted recording
     goes on where it stopped, and more teachers can be added, with the same
-    result.
+    result. Of two processes that record the same one waits for the other.
 
     Args:
       folder: made if need be.
@@ -144,31 +145,39 @@ def record(
         teacher is not finite; or a stream's labels and images do not belong
         together.
     """
-    recorder = trajectories.Recorder(folder, dtype=dtype, shaped_by=shaped_by)
     at_once = at_once or parallel.networks_at_once() * parallel.device_count()
     if not isinstance(data, training.Stream):
         data = Batch(jnp.asarray(data.images), jnp.asarray(data.labels))
-    missing = recorder.missing(count)
-    bar = loop.progress(
-        "teachers",
-        count * recipe.epochs,
-        unit="epoch",
-        initial=(count - len(missing)) * recipe.epochs,
-    )
-    with bar:
-        for first in range(0, len(missing), at_once):
-            group = missing[first : first + at_once]
-            snapshots = _train_group(
-                group,
-                jnp.stack([jax.random.fold_in(key, i) for i in group]),
-                data,
-                module,
-                bar,
-                recipe=recipe,
-                learning_rate=learning_rate,
-                preprocessing=preprocessing,
+    with contextlib.ExitStack() as held:
+        if hosts.writes():
+            held.enter_context(files.alone(folder, "trains teachers", print))
+        with hosts.first():
+            recorder = trajectories.Recorder(
+                folder, dtype=dtype, shaped_by=shaped_by
             )
-            recorder.write(group, snapshots)
+        missing = hosts.from_writer(lambda: recorder.missing(count))
+        bar = loop.progress(
+            "teachers",
+            count * recipe.epochs,
+            unit="epoch",
+            initial=(count - len(missing)) * recipe.epochs,
+        )
+        with bar:
+            for first in range(0, len(missing), at_once):
+                group = missing[first : first + at_once]
+                snapshots = _train_group(
+                    group,
+                    jnp.stack([jax.random.fold_in(key, i) for i in group]),
+                    data,
+                    module,
+                    bar,
+                    recipe=recipe,
+                    learning_rate=learning_rate,
+                    preprocessing=preprocessing,
+                )
+                if hosts.writes():
+                    recorder.write(group, snapshots)
+    hosts.meet()
     return trajectories.Teachers(folder, count)
 
 
@@ -198,7 +207,7 @@ def _train_group(group, keys, data, module, bar, *, preprocessing, **how):
         guard=loop.finite(
             "look for NaN in the data, or lower teacher.learning_rate"
         ),
-        looks=range(how["recipe"].epochs + 1),
+        looks=range(how["recipe"].epochs + 1) if hosts.writes() else (),
         look=lambda carry, epoch: snapshots.append(
             jax.tree.map(np.asarray, carry[0])
         ),

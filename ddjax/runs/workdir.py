@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import filelock
 import jax
 
-from ddjax import files
+from ddjax import files, hosts
 from ddjax.data import sources
 from ddjax.settings import Settings
 from ddjax.types import InputError
@@ -37,6 +37,7 @@ __all__ = [
     "claimed",
     "described",
     "is_complete",
+    "made_with",
     "name_of",
     "planned",
     "recorded",
@@ -118,25 +119,26 @@ def recorded(workdir: Path) -> dict[str, object]:
 def _config_of(workdir: Path) -> dict[str, object] | None:
     """What config.json says; None where it is not what a run wrote."""
     try:
-        found = json.loads((workdir / "config.json").read_text())
+        found = files.read_json(workdir / "config.json")
         found["config"].keys(), found["data"], found["versions"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return found
 
 
-_FOREIGN = {"iadd": ("gan.", "d2m."), "d2m": ()}
-"""What a method's runs have nothing to do with; of IADD's part, D2M's runs
-need what decides how long teachers are."""
+_FOREIGN = {"pixels": ("gan.", "d2m."), "latent": ("d2m.",)}
+"""What IADD's runs have nothing to do with, by their space; of IADD's part,
+D2M's runs need what decides how long teachers are."""
 
 
 def described(settings: Settings, method: str) -> dict[str, object]:
     """The settings of a method's runs as JSON gives them back: tuples are
     lists."""
+    foreign = _FOREIGN[settings.iadd.space] if method == "iadd" else ()
     return {
         field: json.loads(json.dumps(value))
         for field, value in settings.flat().items()
-        if not field.startswith(_FOREIGN[method])
+        if not field.startswith(foreign)
     }
 
 
@@ -165,7 +167,7 @@ def is_complete(settings: Settings, workdir: Path, method: str) -> bool:
             f"{workdir} holds a run of IADD: name another --workdir"
         )
     # What an older version did not have yet was at its default.
-    there = described(Settings(), method) | there
+    there = described(Settings(), "d2m") | there
     changed = [
         f"{field} is {there[field]!r} there and {value!r} here"
         for field, value in described(settings, method).items()
@@ -241,6 +243,17 @@ def check_same_data(workdir: Path, splits: sources.Splits) -> str:
     return data
 
 
+def made_with() -> dict[str, Any]:
+    """The {"versions", "device"} of what is made now."""
+    return {
+        "versions": {
+            name: metadata.version(name)
+            for name in ("ddjax", "jax", "flax", "optax", "numpy")
+        },
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
 @contextlib.contextmanager
 def claimed(
     settings: Settings,
@@ -249,11 +262,13 @@ def claimed(
     splits: sources.Splits,
     command: str,
     plan: dict[str, Any] | None = None,
+    more: dict[str, Any] | None = None,
 ) -> Iterator[None]:
     """Makes the folder this run's, and writes down what runs in it.
 
     No other process may work there meanwhile. A run that stops inside before
     it has a checkpoint gives the folder back, and what it had written is gone.
+    Of several processes of one run, the one that writes does it for all.
 
     Args:
       settings: of the run.
@@ -262,11 +277,16 @@ def claimed(
       splits: the data.
       command: what repeats the run.
       plan: what was asked for and what was decided, of a planned run.
+      more: what else config.json is to tell.
 
     Raises:
       InputError: the folder is held by a run on other images, or another
         process works there, or it holds something else.
     """
+    if not hosts.writes():
+        hosts.meet()
+        yield
+        return
     data = check_same_data(workdir, splits)
     workdir.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(workdir / ".lock", blocking=False)
@@ -281,21 +301,16 @@ def claimed(
         if not _is_held(workdir):
             _check_free(workdir)
             _clear(workdir)  # of a run that was killed early
-        files.write_json(
-            workdir / "config.json",
-            {
-                "config": described(settings, method),
-                "data": data,
-                **({"plan": plan} if plan else {}),
-                "command": command,
-                "versions": {
-                    name: metadata.version(name)
-                    for name in ("ddjax", "jax", "flax", "optax", "numpy")
-                },
-                "device": f"{jax.local_device_count()} x "
-                f"{jax.devices()[0].device_kind}",
-            },
-        )
+        content = {
+            "config": described(settings, method),
+            "data": data,
+            **({"plan": plan} if plan else {}),
+            **(more or {}),
+            "command": command,
+            **made_with(),
+        }
+        files.write_json(workdir / "config.json", files.sealed(content))
+        hosts.meet()
         yield
     except BaseException:
         if not _is_held(workdir) and _config_of(workdir) is not None:
@@ -329,6 +344,7 @@ def _clear(workdir: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNUSABLE = (
     errno.EACCES,
     errno.EPERM,
@@ -345,7 +361,7 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in _FULL:
             raise InputError(
                 f"the disk is full ({error.filename or 'while writing'}): "
                 "free some space and run the same command, it goes on from "

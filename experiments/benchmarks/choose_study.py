@@ -5,8 +5,9 @@
 A seed is a whole pre-training on digits with its own held-out images and
 teachers; nothing is distilled, so the gain is that of the choice alone. The
 same networks are trained on images drawn by chance, on images chosen by
-centres and by moments (``ddjax/runs/choose.py``), and on random real ones, all
-of the same number. What was measured is kept in a file per seed.
+centres and by moments, on images whose noise was moved (latents; all in
+``ddjax/runs/choose.py``), and on random real ones, all of the same number. What
+was measured is kept in a file per seed.
 """
 
 from __future__ import annotations
@@ -69,7 +70,6 @@ def one(args, shared, seed):
     task = prepare.task(
         settings.data, settings.model, settings.seed, shared.data
     )
-    trained = d2m_run.trained_network(settings, task, shared.teachers)
     folder = gan.train(settings, task, shared)
     found = artifact.load_generator(folder / "generator.npz")
     settings = settings.changed(
@@ -79,7 +79,7 @@ def one(args, shared, seed):
     ((_, _, score),) = scores.tests_of(task, settings.evaluate)
     recipe = protocols.recipes_of(settings)[args.ipc]
     ways = {_DRAWN: protocols.drawn_images} | {
-        how: choose.Chooser(task, trained, how).images
+        how: d2m_run.chooser(settings, task, shared.teachers, how).images
         for how in choose.CHOICES
         if how != "random"
     }
