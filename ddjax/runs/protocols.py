@@ -72,10 +72,10 @@ def make(gen_apply, gen_params, key, labels):
     return d2m.generate(gen_apply, gen_params, key, labels, at_once=AT_ONCE)
 
 
-decode = jax.jit(
-    functools.partial(d2m.decode, at_once=AT_ONCE), static_argnums=0
-)
-"""``d2m.decode``, some images at a time."""
+@functools.partial(jax.jit, static_argnums=0)
+def decode(gen_apply, gen_params, noise, labels):
+    """``d2m.decode``, some images at a time."""
+    return d2m.decode(gen_apply, gen_params, noise, labels, at_once=AT_ONCE)
 
 
 MakeImages = Callable[
