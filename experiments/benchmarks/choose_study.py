@@ -3,11 +3,11 @@
     python experiments/benchmarks/choose_study.py --data=digits --out=runs/study
 
 A seed is a whole pre-training on digits with its own held-out images and
-teachers; nothing is distilled, so the gain is that of the choice alone. The
-same networks are trained on images drawn by chance, on images chosen by
-centres and by moments, on images whose noise was moved (latents; all in
-``ddjax/runs/choose.py``), and on random real ones, all of the same number. What
-was measured is kept in a file per seed.
+teachers; on other data seeds share them. Nothing is distilled, so the gain is
+that of the choice alone. The same networks are trained on images drawn by
+chance, on images chosen by centres and by moments, on images whose noise was
+moved (latents; all in ``ddjax/runs/choose.py``), and on random real ones, all
+of the same number. What was measured is kept in a file per seed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ _DRAWN, _REAL = "drawn", "random real"
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", choices=("digits", "cifar10"), required=True)
+    parser.add_argument(
+        "--data", required=True, help="digits, cifar10 or an .npz file"
+    )
     parser.add_argument("--data_dir", default="")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--ipc", type=int, choices=(1, 10, 50), default=10)
@@ -48,7 +50,8 @@ def main():
 
 def study(args):
     """Measures what is missing, and prints the table."""
-    folder = args.out / f"choose-{args.data}-{args.iterations}-ipc{args.ipc}"
+    what = Path(args.data).stem
+    folder = args.out / f"choose-{what}-{args.iterations}-ipc{args.ipc}"
     folder.mkdir(parents=True, exist_ok=True)
     shared = Shared.below(args.shared)
     for seed in range(args.seeds):
