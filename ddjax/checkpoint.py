@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ __all__ = ["Checkpoints"]
 
 # Not all that Orbax writes has a checksum of its own.
 _CHECKSUMS = "checksums.json"
+
+# Bytes that a checkpoint's dozen small files take beside the values.
+_BESIDE = 1 << 18
 
 # Orbax tells at length of every save; what matters reaches the user as an
 # exception.
@@ -94,6 +98,7 @@ class Checkpoints:
         if hosts.count() > 1:
             # Orbax takes arrays of one process for parts of larger ones.
             state = jax.tree.map(hosts.plain, state)
+        self._check_room(state)
         try:
             self._manager.save(step, args=ocp.args.StandardSave(state))
         except ValueError as error:
@@ -118,6 +123,16 @@ class Checkpoints:
             },
         }
         files.write_json(path / _CHECKSUMS, files.sealed(content))
+
+    def _check_room(self, state: Any) -> None:
+        """Raises OSError where a state does not fit: of a write that fails
+        midway the storage layer's threads print a traceback of their own."""
+        leaves = jax.tree.leaves(state)
+        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        if shutil.disk_usage(self.folder).free < needed + _BESIDE:
+            raise OSError(
+                errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder)
+            )
 
     def _of(self, step: int) -> Path:
         return self.folder / str(step)

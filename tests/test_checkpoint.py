@@ -167,6 +167,25 @@ def test_full_disk(folder, monkeypatch):
     assert str(folder) in caught.value.filename
 
 
+def test_no_room_is_told_before_anything_is_written(folder, monkeypatch):
+    needed = sum(
+        leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state(40))
+    )
+    checkpoints = Checkpoints(folder)
+    for room, fits in ((needed, False), (needed + (1 << 20), True)):
+        usage = shutil._ntuple_diskusage(1 << 30, 0, room)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
+        if fits:
+            checkpoints.save(40, state(40))
+            continue
+        with pytest.raises(OSError) as caught:
+            checkpoints.save(40, state(40))
+        assert caught.value.errno == errno.ENOSPC
+        assert steps(folder) == [20, 30]
+    checkpoints.close()
+    assert 40 in steps(folder)
+
+
 def test_what_a_disk_refuses(folder):
     """A write that the system cuts, not one that a test says is cut."""
     checkpoints = Checkpoints(folder)
