@@ -3,24 +3,22 @@
 ``read`` takes what ``torch.save`` writes, in its zip format and the one before
 it, and safetensors.
 
-A PyTorch file describes its tensors in a pickle: a program for a small machine,
-which may name any function and have it called, so whoever unpickles a file
-runs what it says. There is no unpickler here. ``pickletools.genops`` takes the
-program apart, which parses and calls nothing, and ``_Machine`` does the few
-opcodes that containers of tensors need. A global is a text to it, which has
-to stand in its table and is never looked up or imported. A call is done by the
-function of this file that the table has for the text, and each of these makes
-a plain value. A state is taken by dicts, which leave it out, and by NumPy's
-types and arrays. Every other name and opcode is refused, so nothing that a
-file says has a way to code.
+PyTorch describes tensors in a pickle: a program for a small machine, which may
+name any function and have it called, so whoever unpickles a file runs what it
+says. There is no unpickler here. ``pickletools.genops`` takes the program
+apart, which parses and calls nothing, and ``_Machine`` does the few opcodes
+that containers of tensors need. A global is a text to it, which must stand in
+a table and is never looked up or imported. A call is done by the function of
+this file that the table has for the text, and makes a plain value. A state is
+taken by NumPy's types and arrays, and by dicts, which leave it out. All other
+names and opcodes are refused, so nothing in a file has a way to code.
 
 What a file declares is checked against what it holds, and against this
 machine's memory, before any of it is taken. Nothing recurses along a pickle.
 
 Sources: PyTorch's serialization notes,
-https://docs.pytorch.org/docs/stable/notes/serialization.html; the opcodes as
-Python's pickletools documents them; safetensors' format,
-https://github.com/huggingface/safetensors.
+https://docs.pytorch.org/docs/stable/notes/serialization.html; Python's
+pickletools; https://github.com/huggingface/safetensors.
 """
 
 from __future__ import annotations
@@ -134,9 +132,9 @@ def _no_code(what: str) -> _Refused:
     )
 
 
-def _shown(text: Any) -> str:
-    """A file's text, as a line that a terminal can be given."""
-    return ascii(text)[1:-1][:99]
+def _shown(text: str) -> str:
+    """A file's text, as a terminal can be given it."""
+    return ascii(text[:99])[1:-1]
 
 
 # --- What a pickle may build ------------------------------------------------
@@ -179,6 +177,7 @@ _STORAGES = {
     "torch ByteStorage": np.dtype("|u1"),
     "torch BoolStorage": np.dtype("|b1"),
 }
+_PLAIN = (np.ndarray, str, bytes, bool, int, float)
 _NUMPY_CODES = "b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8".split()
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _ARGUMENTS = frozenset(
@@ -186,11 +185,9 @@ _ARGUMENTS = frozenset(
     "UNICODE BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES "
     "STRING BINSTRING SHORT_BINSTRING".split()  # texts of Python 2
 )
-
-
 _ALL_SINCE_MARK = frozenset("TUPLE LIST DICT APPENDS SETITEMS".split())
 _OPERANDS = {
-    **dict.fromkeys(("TUPLE1", "APPEND", "BINPERSID"), 1),
+    **dict.fromkeys("TUPLE1 APPEND BINPERSID".split(), 1),
     **dict.fromkeys("TUPLE2 SETITEM STACK_GLOBAL REDUCE BUILD".split(), 2),
     "TUPLE3": 3,
 }
@@ -233,8 +230,7 @@ class _Machine:
             if name in _ALL_SINCE_MARK:
                 stack, values = below.pop(), stack
             elif count := _OPERANDS.get(name, 0):
-                values = _last(stack, count)
-                del stack[-count:]
+                values = [stack.pop() for _ in range(count)][::-1]
             match name:
                 case "PROTO" | "FRAME":
                     pass
@@ -265,15 +261,13 @@ class _Machine:
                         stack[-1].places.append(place)
                 case "GET" | "BINGET" | "LONG_BINGET":
                     stack.append(memo[argument])
-                case "GLOBAL":
-                    stack.append(self._global(argument))
-                case "STACK_GLOBAL":
-                    stack.append(self._global(" ".join(values)))
+                case "GLOBAL" | "STACK_GLOBAL":
+                    stack.append(self._global(argument or " ".join(values)))
                 case "BINPERSID":
-                    stack.append(self._stored(*_of(tuple, values[0])))
+                    stack.append(self._stored(*_short(values[0])))
                 case "REDUCE":
                     call = self._calls[_of(_Global, values[0]).name]
-                    stack.append(call(*_of(tuple, values[1])))
+                    stack.append(call(*_short(values[1])))
                 case "BUILD":
                     stack.append(self._with_state(*values, memo))
                 case _:
@@ -300,8 +294,8 @@ class _Machine:
     def _mapping(self, entries=()):
         self._take(100 * len(entries))  # bytes; a list may come again
         result: dict[str | int, Any] = {}
-        for entry in entries:
-            _filled(result, entry)
+        for key, value in entries:
+            _filled(result, (key, value))
         return result
 
     def _tensor(self, storage, offset, size, stride, *_):
@@ -340,10 +334,8 @@ class _Machine:
 
     def _numbers(self, kind, raw):
         """[n], of its own and in this machine's byte order."""
-        if not isinstance(kind, np.dtype):
-            raise TypeError(kind)
-        values = np.frombuffer(self._encoded(raw), kind)
-        return values.astype(kind.newbyteorder("="))
+        native = kind.newbyteorder("=")
+        return np.frombuffer(self._encoded(raw), kind).astype(native)
 
     def _with_state(self, owner, state, memo):
         if type(owner) is dict:
@@ -361,16 +353,17 @@ class _Machine:
         return result
 
 
-def _last(stack: list[Any], count: int) -> list[Any]:
-    if len(stack) < count:
-        raise IndexError(count)
-    return stack[-count:]
-
-
 def _of(kind: type, value: Any) -> Any:
     if type(value) is not kind:
         raise TypeError(kind)
     return value
+
+
+def _short(values: Any) -> tuple[Any, ...]:
+    # The same long one a million times would take for ever.
+    if len(_of(tuple, values)) > 64:  # of axes, NumPy has no more
+        raise ValueError(len(values))
+    return values
 
 
 def _filled(target, values):
@@ -383,17 +376,15 @@ def _filled(target, values):
 
 
 def _sizes(sizes=()):
-    if not all(type(size) is int and size >= 0 for size in _of(tuple, sizes)):
+    if not all(type(size) is int and size >= 0 for size in _short(sizes)):
         raise ValueError(sizes)
     return sizes
 
 
 def _numpy_type(code, *_):
-    if code not in _NUMPY_CODES:
-        raise _Refused(
-            f"holds NumPy values of a type {_shown(code)}, no numbers: "
-            f"{_SAVE_AGAIN}"
-        )
+    if _of(str, code) not in _NUMPY_CODES:
+        what = f"NumPy values of a type {_shown(code)}, no numbers"
+        raise _Refused(f"holds {what}: {_SAVE_AGAIN}")
     return _Unset(np.dtype(code))
 
 
@@ -414,13 +405,8 @@ def _load(content: io.BytesIO, storage: Callable[..., _Storage]) -> Any:
             parts = node.values() if type(node) is dict else node
             waiting.extend((part, depth + 1) for part in parts)
         elif node is not None and type(node) not in _PLAIN:
-            raise _Refused(
-                "holds other things than tensors: save tensors alone"
-            )
+            raise _Refused(f"holds other things than tensors: {_SAVE_AGAIN}")
     return found
-
-
-_PLAIN = (np.ndarray, str, bytes, bool, int, float)
 
 
 # --- The formats -----------------------------------------------------------
@@ -430,14 +416,9 @@ def _read_zip(file, size):
     with zipfile.ZipFile(file) as archive:
         members = {info.filename: info for info in archive.infolist()}
         found = [name for name in members if name.endswith("/data.pkl")]
-        stored = all(
-            info.compress_type == zipfile.ZIP_STORED
-            for info in members.values()
-        )
-        if len(found) != 1 or not stored:
-            raise _Refused(
-                f"is a zip file, but not one of torch.save: {_SAVE_AGAIN}"
-            )
+        compressed = any(info.compress_type for info in members.values())
+        if len(found) != 1 or compressed:
+            raise _Refused(f"is a zip file of something else: {_SAVE_AGAIN}")
         # Members that overlap could be more than the file.
         if sum(info.file_size for info in members.values()) > size:
             raise ValueError(size)
@@ -539,10 +520,8 @@ def _read_safetensors(file, size):
     ):
         dtype = _SAFE.get(entry["dtype"])
         if dtype is None:
-            raise _Refused(
-                f"holds {_shown(name)} as {_shown(entry['dtype'])}: save it as "
-                "F32 instead"
-            )
+            what = f"{_shown(name)} as {_shown(entry['dtype'])}"
+            raise _Refused(f"holds {what}: save it as F32 instead")
         shape = _sizes(tuple(entry["shape"]))
         first, last = entry["data_offsets"]
         if first != at or last - first != math.prod(shape) * dtype.itemsize:
