@@ -234,7 +234,7 @@ def test_nothing_is_overwritten(tmp_path):
     with pytest.raises(InputError, match="not an empty folder"):
         imported.run(DATA / "mtt", out, **how)
     assert (out / "distilled.npz").read_bytes() == before
-    for wrong in ({"std": []}, {"std": [0.2, 0.2, 0]}, {"mean": [0.5]}):
+    for wrong in ({"std": []}, {"std": [0.2, 0.2, 0.0]}, {"mean": [0.5]}):
         with pytest.raises(InputError, match="--mean and --std"):
             imported.run(DATA / "mtt", tmp_path / "other", **how | wrong)
     assert list(tmp_path.iterdir()) == [out]
