@@ -241,6 +241,6 @@ def test_test_images_are_read_in_parts(in_files, monkeypatch):
 )
 def test_wrong_test_labels(labels, said, monkeypatch):
     """Told before anything is trained."""
-    monkeypatch.setattr(evaluate, "_train", None)
+    monkeypatch.setattr(evaluate, "train_networks", None)
     with pytest.raises(InputError, match=said):
         run(test=uneven()._replace(labels=np.array(labels)))
