@@ -29,8 +29,6 @@ __all__ = [
     "robust_score",
     "stored",
     "summarise",
-    "train_networks",
-    "train_streamed_networks",
 ]
 
 
@@ -214,9 +212,9 @@ def evaluate(
             f"evaluate.networks must be at least 1, not {num_networks}"
         )
     num_classes = _classes_of(module, test)
-    train = train_streamed_networks
+    train = _train_streamed
     if not isinstance(sample_fn, training.Stream):
-        train = functools.partial(parallel.spread_networks, train_networks)
+        train = functools.partial(parallel.spread_networks, _train)
         if not isinstance(sample_fn, Partial):
             sample_fn = Partial(sample_fn)
     params = train(
@@ -234,22 +232,8 @@ def evaluate(
 
 
 @functools.partial(jax.jit, static_argnames=("module", "recipe"))
-def train_networks(
-    keys, sample_fn, learning_rate, preprocessing, *, module, recipe
-):
-    """Trains networks side by side, as ``evaluate`` does; jitted.
-
-    Args:
-      keys: [s], one a network.
-      sample_fn: a Partial: key -> Batch of one epoch; see ``stored``.
-      learning_rate: [] float32, of the first step.
-      preprocessing: takes the images to network input; None where they are.
-      module: a network from ``models.build``.
-      recipe: the rest.
-
-    Returns:
-      Params as ``training.predict`` takes them, whose leaves lead with s.
-    """
+def _train(keys, sample_fn, learning_rate, preprocessing, *, module, recipe):
+    """Params whose leaves lead with s, of networks side by side."""
     shape = jax.eval_shape(sample_fn, keys[0]).images.shape[1:]
 
     def one(key):
@@ -267,10 +251,10 @@ def train_networks(
     return parallel.map_networks(one, keys)
 
 
-def train_streamed_networks(
+def _train_streamed(
     keys, stream, learning_rate, preprocessing, *, module, recipe
 ):
-    """``train_networks`` one after another, on a ``training.Stream``."""
+    """The same of networks one after another."""
 
     def train(keys):
         trained = []

@@ -63,6 +63,45 @@ def test_network_does_not_depend_on_their_number(result):
     np.testing.assert_array_equal(fewer.accuracy, result.accuracy[:2])
 
 
+def test_batch_norm_of_enlarged_images():
+    """As training and counting apart, with the statistics of training."""
+    inner = models.build(
+        "convnet", num_classes=3, width=2, depth=1, norm="batch"
+    )
+    module = models.Enlarged(inner, 2)
+    images, labels = blobs(jax.random.key(0), 12, 1.0)
+    test = Batch(*blobs(jax.random.key(1), 50, 1.0))
+    data = evaluate.stored(images, jax.nn.one_hot(labels, 3))
+    recipe = Recipe(epochs=20, batch_size=12)
+    found = run(
+        sample_fn=data, test=test, module=module, recipe=recipe, num_networks=2
+    )
+    for i, accuracy in enumerate(found.accuracy):
+        first, second = jax.random.split(
+            jax.random.fold_in(jax.random.key(0), i)
+        )
+        trained = training.train(
+            second,
+            models.init_params(module, first, images.shape[1:]),
+            data,
+            jnp.float32(0.1),
+            module=module,
+            recipe=recipe,
+        )
+        assert set(trained) == {"params", "batch_stats"}
+        # One by one: the statistics are not those of the tested images.
+        alone = [
+            training.predict(
+                trained, test.images[j : j + 1], module=module, batch_size=1
+            )[0]
+            for j in range(50)
+        ]
+        assert accuracy == pytest.approx(
+            np.mean(np.array(alone) == test.labels)
+        )
+    assert found.mean > 0.5
+
+
 def test_summary():
     accuracy = [0.5, 0.7, 0.6, 0.65]
     found = evaluate.summarise(accuracy)
@@ -241,6 +280,6 @@ def test_test_images_are_read_in_parts(in_files, monkeypatch):
 )
 def test_wrong_test_labels(labels, said, monkeypatch):
     """Told before anything is trained."""
-    monkeypatch.setattr(evaluate, "train_networks", None)
+    monkeypatch.setattr(evaluate, "_train", None)
     with pytest.raises(InputError, match=said):
         run(test=uneven()._replace(labels=np.array(labels)))

@@ -30,10 +30,11 @@ SETTINGS = Settings.of(
         "nas.networks": 2,
         "nas.seeds": 2,
         "nas.epochs": 3,
+        "nas.proxies": "class_means,random_real",
         "nas.full_steps": 25,
     }
 )
-SOURCES = ["distilled", "random_real", "herding", "full_data"]
+SOURCES = ["distilled", "random_real", "class_means", "full_data"]
 
 
 # The grid --------------------------------------------------------------------

@@ -38,7 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from ddjax import augment, evaluate, files, models, parallel, training
+from ddjax import augment, evaluate, files, models, training
 from ddjax.data import preprocess, sources
 from ddjax.pages import nas as page
 from ddjax.runs import baselines, ceiling, loop, matrix, prepare, scores
@@ -446,94 +446,127 @@ class _Programs:
     def __init__(self, module: Any) -> None:
         self.module = module
         self._made: dict[Any, tuple[Any, np.ndarray]] = {}
+        self._used: set[Any] = set()
+        self._waited = np.zeros(2)
 
-    def of(
-        self, function: Any, *inputs: Any, **static: Any
-    ) -> tuple[Callable[..., Any], np.ndarray]:
-        """(what is called with the inputs, [2] seconds of compiling it)."""
-        leaves, structure = jax.tree.flatten(inputs)
+    def start(self) -> None:
+        """What is compiled counts for the next source."""
+        self._used.clear()
+
+    def compiling(self) -> np.ndarray:
+        """[2] seconds, of all programs called since the start."""
+        return sum((self._made[key][1] for key in self._used), np.zeros(2))
+
+    def now(self) -> np.ndarray:
+        """[2], both clocks, which stood still while something compiled."""
+        return _now() - self._waited
+
+    def call(
+        self, function: Any, *inputs: Any, static: Any = (), **named: Any
+    ) -> Any:
+        """``function(*inputs, **named)``, which is jitted and takes a module.
+
+        Args:
+          function: the same for all calls of a kind.
+          *inputs: pytrees of arrays.
+          static: further keywords, as pairs.
+          **named: pytrees of arrays.
+        """
+        leaves, structure = jax.tree.flatten((inputs, named))
         kinds = tuple((np.shape(leaf), leaf.dtype) for leaf in leaves)
-        key = function, structure, kinds, tuple(static.items())
+        key = function, structure, kinds, static
         if key not in self._made:
             begin = _now()
-            lowered = function.lower(*inputs, module=self.module, **static)
+            lowered = function.lower(
+                *inputs, **named, module=self.module, **dict(static)
+            )
             self._made[key] = lowered.compile(), _now() - begin
-        return self._made[key]
+            self._waited += self._made[key][1]
+        self._used.add(key)
+        return self._made[key][0](*inputs, **named)
 
 
 def _filled(
     subject: matrix.Subject, source: Source, programs: _Programs
 ) -> dict[str, Any]:
-    """A cell's accuracies, and the seconds of each phase by both clocks."""
+    """A cell's scores, and the seconds of each phase by both clocks."""
     settings, splits = subject.settings, subject.task.splits
     sample, left, prepared = source.data()
     key = jax.random.fold_in(jax.random.key(settings.seed), _TRAIN)
-    seeds = range(settings.nas.seeds)
-    keys = jnp.stack([jax.random.fold_in(key, i) for i in seeds])
-    inputs = keys, sample, jnp.float32(source.rate), left
-    if isinstance(sample, training.Stream):  # compiled as it is trained
-        compiled = np.zeros(2)
-        train = functools.partial(
-            evaluate.train_streamed_networks,
-            module=programs.module,
-            recipe=source.recipe,
+    programs.start()
+    begin = programs.now()
+    trained = []
+    for seed in range(settings.nas.seeds):
+        init_key, train_key = jax.random.split(jax.random.fold_in(key, seed))
+        params = programs.call(
+            _init, init_key, static=(("shape", subject.task.image_shape),)
         )
-    else:
-        train, compiled = programs.of(
-            evaluate.train_networks, *inputs, recipe=source.recipe
-        )
-    begin = _now()
-    params = jax.block_until_ready(train(*inputs))
-    trained = _now() - begin
-    empty = np.zeros((_AT_ONCE, *subject.task.image_shape), np.uint8)
-    dtype = splits.test.images.dtype
-    predict, more = programs.of(
-        _predict, params, empty.astype(dtype), source.seen_as
-    )
-    begin = _now()
-    result: dict[str, Any] = {}
-    for on in ON:
-        part = getattr(splits, on)
-        parts = []
-        for at in range(0, len(part.labels), _AT_ONCE):
-            images = np.asarray(part.images[at : at + _AT_ONCE])
-            chunk = empty.astype(dtype)
-            chunk[: len(images)] = images
-            found = predict(params, chunk, source.seen_as)
-            parts.append(np.asarray(found)[:, : len(images)])
-        result[on] = _score(subject, np.concatenate(parts, 1), part.labels)
-    spent = prepared, compiled + more, trained, _now() - begin
+        inputs = train_key, params, sample, jnp.float32(source.rate)
+        if isinstance(sample, training.Stream):  # compiled as it is trained
+            params = training.train_streamed(
+                *inputs,
+                module=programs.module,
+                recipe=source.recipe,
+                preprocessing=left,
+            )
+        else:
+            params = programs.call(
+                training.train,
+                *inputs,
+                static=(("recipe", source.recipe),),
+                preprocessing=left,
+            )
+        trained.append(jax.block_until_ready(params))
+    middle = programs.now()
+    result: dict[str, Any] = {
+        on: np.mean(
+            [
+                _score(subject, getattr(splits, on), source, params, programs)
+                for params in trained
+            ]
+        ).item()
+        for on in ON
+    }
+    end = programs.now()
+    spent = prepared, programs.compiling(), middle - begin, end - middle
     for clock, seconds in zip(CLOCKS, np.transpose(spent).tolist()):
         result[clock] = dict(zip(PHASES, seconds))
     return result
 
 
+@functools.partial(jax.jit, static_argnames=("module", "shape"))
+def _init(key, *, module, shape):
+    return models.init_params(module, key, shape)
+
+
 @functools.partial(jax.jit, static_argnames="module")
 def _predict(params, images, preprocessing, *, module):
-    """[s n] classes of images by networks whose params lead with s."""
-
-    def one(params):
-        return training.predict(
-            params, images, module=module, preprocessing=preprocessing
-        )
-
-    return parallel.map_networks(one, params)
+    return training.predict(
+        params, images, module=module, preprocessing=preprocessing
+    )
 
 
 def _score(
-    subject: matrix.Subject, found: np.ndarray, labels: np.ndarray
+    subject: matrix.Subject,
+    part: sources.Dataset,
+    source: Source,
+    params: Any,
+    programs: _Programs,
 ) -> float:
-    """The mean over the seeds of what ``evaluate.metric`` says.
-
-    Args:
-      subject: names the metric.
-      found: [s n] classes.
-      labels: [n].
-    """
-    hits = found == labels
+    """What ``evaluate.metric`` says of a trained network on labelled
+    images."""
+    labels, found = np.asarray(part.labels), []
+    for begin in range(0, len(labels), _AT_ONCE):
+        images = np.asarray(part.images[begin : begin + _AT_ONCE])
+        # All chunks are of one size, for which one program is compiled.
+        chunk = np.zeros((_AT_ONCE, *images.shape[1:]), images.dtype)
+        chunk[: len(images)] = images
+        classes = programs.call(_predict, params, chunk, source.seen_as)
+        found.append(np.asarray(classes)[: len(images)])
+    hits = np.concatenate(found) == labels
     if subject.settings.evaluate.metric == "accuracy":
         return float(hits.mean())
-    recall = [hits[:, labels == label].mean() for label in np.unique(labels)]
+    recall = [hits[labels == label].mean() for label in np.unique(labels)]
     return float(np.mean(recall))
 
 
