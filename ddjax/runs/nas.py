@@ -9,10 +9,9 @@ order that the data put them into.
     herding k_centre class_means    picks, see ``baselines``
     full_data       all training images, ``nas.full_steps`` of them
 
-Every network has the same keys on all of them. Real images, few or all, are
-trained on at ``evaluate.real_learning_rate``, one rate for all networks, as in
-the field's grid (Zhao et al., "Dataset Condensation with Gradient Matching",
-ICLR 2021, appendix).
+The grid is that of Zhao et al., "Dataset Condensation with Gradient Matching"
+(ICLR 2021). Every network has the same keys on all sources; real images, few
+or all, are trained on at ``evaluate.real_learning_rate``, one rate for all.
 
 A network is tested on the held-out training images and on the test images. A
 search may see the first alone: by them each proxy picks its network. The rank
@@ -359,12 +358,8 @@ def _sources(subject: matrix.Subject) -> dict[str, Source]:
         key = jax.random.fold_in(seed, _RANDOM_REAL)
         return as_file.real_images(key, subject.ipc)
 
-    @functools.cache
-    def seeing():
-        return matrix.seeing(subject)
-
     def picked(name):
-        params = None if name == "class_means" else seeing()
+        params = None if name == "class_means" else matrix.seeing(subject)
         by_ipc = baselines.pick([name], as_file, params, [subject.ipc])
         return by_ipc[subject.ipc][name]
 
