@@ -44,7 +44,16 @@ from ddjax.runs import baselines, ceiling, loop, prepare, scores, workdir
 from ddjax.settings import Settings
 from ddjax.types import Batch, InputError
 
-__all__ = ["RATES", "robust_scores", "run"]
+__all__ = [
+    "RATES",
+    "Subject",
+    "describe",
+    "digest_of",
+    "opened",
+    "robust_scores",
+    "run",
+    "seeing",
+]
 
 RATES = (0.001, 0.005, 0.01, 0.05, 0.1)
 """Learning rates to choose from, the benchmark's."""
@@ -126,6 +135,51 @@ def run(
       InputError: the file is damaged or not of the config's data, or a
         network does not take its images.
     """
+    path, subject = opened(settings, path, shared)
+    task, found = subject.task, subject.found
+    # Of all networks, before the first is trained.
+    tests = list(scores.tests_of(task, settings.evaluate, found.preprocessing))
+    (folder / "cells").mkdir(parents=True, exist_ok=True)
+    table = fill(subject, tests, folder / "cells")
+    scores.add_gains(table)
+    content = {
+        "file": describe(path, subject),
+        "ipc": subject.ipc,
+        "rows": table,
+        "scores": {
+            name: robust_scores({row: by[name] for row, by in table.items()})
+            for name, *_ in tests
+        },
+        "config": workdir.described(settings, "iadd"),
+        "command": command,
+        **workdir.made_with(),
+    }
+    files.write_json(folder / "matrix.json", content)
+    page.write_page(folder)
+    scores.print_table(table, settings.evaluate.metric)
+    for name, found_ in content["scores"].items():
+        print(score_line(name, found_))
+    print("0.269 is neutral: IOR = HLR, or as good as random real images")
+    print(f"page: {folder / 'matrix.html'}")
+
+
+def opened(
+    settings: Settings, path: Path, shared: workdir.Shared
+) -> tuple[Path, Subject]:
+    """A distilled file beside the config's data.
+
+    Args:
+      settings: the data, the model, the evaluate part and the seed count.
+      path: of the file, or of a run's folder.
+      shared: where data and the ceilings of other runs lie.
+
+    Returns:
+      (the path of the file, what is tested).
+
+    Raises:
+      InputError: the file is damaged or not of the config's data, or these
+        have fewer images of a class than the file.
+    """
     if settings.minutes:
         raise InputError(
             "minutes= plans runs of experiments/iadd.py, and does nothing for "
@@ -151,30 +205,7 @@ def run(
             f"class of the config's data only {fewest} to compare them with: "
             "name the config that they were made with"
         )
-    # Of all networks, before the first is trained.
-    tests = list(scores.tests_of(task, settings.evaluate, found.preprocessing))
-    (folder / "cells").mkdir(parents=True, exist_ok=True)
-    table = fill(subject, tests, folder / "cells")
-    scores.add_gains(table)
-    content = {
-        "file": describe(path, subject),
-        "ipc": subject.ipc,
-        "rows": table,
-        "scores": {
-            name: robust_scores({row: by[name] for row, by in table.items()})
-            for name, *_ in tests
-        },
-        "config": workdir.described(settings, "iadd"),
-        "command": command,
-        **workdir.made_with(),
-    }
-    files.write_json(folder / "matrix.json", content)
-    page.write_page(folder)
-    scores.print_table(table, settings.evaluate.metric)
-    for name, found_ in content["scores"].items():
-        print(score_line(name, found_))
-    print("0.269 is neutral: IOR = HLR, or as good as random real images")
-    print(f"page: {folder / 'matrix.html'}")
+    return path, subject
 
 
 def describe(path: Path, subject: Subject) -> dict[str, Any]:

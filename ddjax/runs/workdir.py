@@ -128,13 +128,18 @@ def _config_of(workdir: Path) -> dict[str, object] | None:
 
 _FOREIGN = {"pixels": ("gan.", "d2m."), "latent": ("d2m.",)}
 """What IADD's runs have nothing to do with, by their space; of IADD's part,
-D2M's runs need what decides how long teachers are."""
+D2M's runs need what decides how long teachers are. Neither searches for
+networks."""
 
 
 def described(settings: Settings, method: str) -> dict[str, object]:
     """The settings of a method's runs as JSON gives them back: tuples are
     lists."""
-    foreign = _FOREIGN[settings.iadd.space] if method == "iadd" else ()
+    if method == "nas":
+        foreign = "teacher.", "iadd.", "gan.", "d2m.", "log."
+    else:
+        foreign = _FOREIGN[settings.iadd.space] if method == "iadd" else ()
+        foreign = (*foreign, "nas.")
     return {
         field: json.loads(json.dumps(value))
         for field, value in settings.flat().items()
