@@ -44,7 +44,7 @@ from ddjax.runs import baselines, ceiling, loop, prepare, scores, workdir
 from ddjax.settings import Settings
 from ddjax.types import Batch, InputError
 
-__all__ = ["RATES", "robust_scores", "run"]
+__all__ = ["RATES", "digest_of", "opened", "robust_scores", "run"]
 
 RATES = (0.001, 0.005, 0.01, 0.05, 0.1)
 """Learning rates to choose from, the benchmark's."""
@@ -131,13 +131,7 @@ def run(
             "minutes= plans runs of experiments/iadd.py, and does nothing for "
             "--distilled=: leave it out"
         )
-    path = path / "distilled.npz" if path.is_dir() else path
-    if path.exists() and artifact.is_generator(path):
-        raise InputError(
-            f"{path} holds a generator: make images of it first with "
-            "experiments/generate.py"
-        )
-    found = artifact.load(path)
+    path, found = opened(path)
     task = prepare.task(
         settings.data, settings.model, settings.seed, shared.data
     )
@@ -175,6 +169,24 @@ def run(
         print(score_line(name, found_))
     print("0.269 is neutral: IOR = HLR, or as good as random real images")
     print(f"page: {folder / 'matrix.html'}")
+
+
+def opened(path: Path) -> tuple[Path, artifact.Artifact]:
+    """A distilled file, and what it holds.
+
+    Args:
+      path: of it, or of its run's folder.
+
+    Raises:
+      InputError: it is missing or damaged, or holds a generator.
+    """
+    path = path / "distilled.npz" if path.is_dir() else path
+    if path.exists() and artifact.is_generator(path):
+        raise InputError(
+            f"{path} holds a generator: make images of it first with "
+            "experiments/generate.py"
+        )
+    return path, artifact.load(path)
 
 
 def describe(path: Path, subject: Subject) -> dict[str, Any]:

@@ -126,7 +126,10 @@ def _config_of(workdir: Path) -> dict[str, object] | None:
     return found
 
 
-_FOREIGN = {"pixels": ("gan.", "d2m."), "latent": ("d2m.",)}
+_FOREIGN = {
+    "pixels": ("gan.", "d2m.", "privacy."),
+    "latent": ("d2m.", "privacy."),
+}
 """What IADD's runs have nothing to do with, by their space; of IADD's part,
 D2M's runs need what decides how long teachers are."""
 
@@ -134,7 +137,8 @@ D2M's runs need what decides how long teachers are."""
 def described(settings: Settings, method: str) -> dict[str, object]:
     """The settings of a method's runs as JSON gives them back: tuples are
     lists."""
-    foreign = _FOREIGN[settings.iadd.space] if method == "iadd" else ()
+    space = settings.iadd.space
+    foreign = _FOREIGN[space] if method == "iadd" else ("privacy.",)
     return {
         field: json.loads(json.dumps(value))
         for field, value in settings.flat().items()
