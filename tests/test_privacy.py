@@ -136,11 +136,11 @@ def test_how_often_an_area_lies_in_its_interval(rng):
     for shift, m, n in ((0.0, 10, 10), (1.5, 30, 20)):
         true = scipy.stats.norm.cdf(shift / 2**0.5)
         inside = 0
-        for _ in range(500):
+        for _ in range(300):
             area = privacy.auc(rng.normal(shift, 1, m), rng.normal(0, 1, n))
             low, high = privacy.auc_interval(area, m, n)
             inside += low <= true <= high
-        assert 0.93 < inside / 500 < 0.99
+        assert 0.92 < inside / 300 < 0.99
     low, high = privacy.auc_interval(1.0, 10, 10)
     assert 0.6 < low < 0.9 and high == 1.0
     assert privacy.auc_interval(0.0, 10, 10) == pytest.approx((0, 1 - low))

@@ -52,7 +52,7 @@ def settings(root):
             "evaluate.real_learning_rate": 0.1,
             "privacy.networks": 2,
             "privacy.shadow_networks": 4,
-            "privacy.epochs": 60,
+            "privacy.epochs": 40,
             "privacy.full_epochs": 60,
             "privacy.audited": 40,
         }
@@ -92,11 +92,12 @@ def run(root, settings, name="file", out="card"):
 
 @pytest.fixture(scope="module")
 def content(root, settings, splits):
-    """Of a file that is no more than real images, half of them far away."""
+    """Of a file of which half are real images, and the rest other noise."""
     chosen, images = saved(root, splits)
     np.savez(root / "file" / "initial.npz", images=images)
     moved = images.copy()
-    moved[::2] = 1 - moved[::2] ** 3 + 0.5
+    rng = np.random.default_rng(1)
+    moved[::2] = rng.uniform(-0.5, 1.5, moved[::2].shape)
     saved(root, splits, images=np.float32(moved))
     return run(root, settings), chosen, moved
 
@@ -226,17 +227,26 @@ def test_cells_are_kept(content, root, settings, monkeypatch):
     calls = []
     real = membership.training.train
 
-    def spy(*args, **how):
-        calls.append(how)
-        return real(*args, **how)
+    def spy(key, params, sample_fn, rate, **how):
+        calls.append((sample_fn(key), float(rate), how["recipe"]))
+        return real(key, params, sample_fn, rate, **how)
 
+    monkeypatch.setattr(card.page, "write_page", lambda folder: folder)
     monkeypatch.setattr(membership.training, "train", spy)
     monkeypatch.setattr(membership.training, "train_streamed", None)
     assert run(root, settings) == content[0] and calls == []
     (path,) = (root / "card" / "cells").glob("distilled-1-*.json")
     path.write_text(path.read_text().replace("0", "1", 1))
     assert run(root, settings) == content[0]
-    assert len(calls) == 1
+    # The file's own images, labels, preprocessing and rate.
+    ((batch, rate, recipe),) = calls
+    found = artifact.load(root / "file" / "distilled.npz")
+    mean, std = found.preprocessing
+    np.testing.assert_allclose(
+        batch.images, (content[2] - mean) / std, rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_array_equal(batch.labels, found.labels)
+    assert (rate, recipe.epochs) == (pytest.approx(0.1), 40)
     # Another number of epochs is another network.
     with pytest.raises(TypeError):
         run(root, settings.changed({"privacy.full_epochs": 61}))

@@ -95,6 +95,7 @@ def write_page(folder: Path) -> Path:
                 if row["images"][1] < 100
             ],
             "initial": content["real"] == "initial",
+            "network": str(content["config"]["model.name"]),
             "networks": int(content["networks"]),
             "shadows": int(content["shadow_networks"]),
             "findings": [

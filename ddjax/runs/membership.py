@@ -1,7 +1,6 @@
 """Which images networks were trained on: membership inference, row by row.
 
-Networks are
-trained on
+Networks are of the config's kind (``model``), trained on
 
     full_data    all training images
     distilled    the file, at its learning rate
