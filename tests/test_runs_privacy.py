@@ -8,6 +8,7 @@ from small import IADD, door, refused
 
 from ddjax import artifact, parallel, privacy
 from ddjax.data import preprocess
+from ddjax.data.rows import Rows
 from ddjax.pages import report
 from ddjax.runs import membership, prepare, workdir
 from ddjax.runs import privacy as card
@@ -180,8 +181,10 @@ def test_attacks_where_the_answer_is_known(content):
     assert any("was not seen to do better" in text for text in told)
 
 
-def test_shadow_networks_see_half(content, settings, splits, root):
+@pytest.mark.parametrize("in_memory", [4.0, 0.0])
+def test_shadow_networks_see_half(content, settings, splits, root, in_memory):
     """Of full_data, as many images as it has, with half of each side."""
+    settings = settings.changed({"data.in_memory_gb": in_memory})
     found = artifact.load(root / "file" / "distilled.npz")
     task = prepare.task(settings.data, settings.model, 0, root / "data")
     subject = membership.draw(settings, found, task, None)
@@ -209,6 +212,11 @@ def test_shadow_networks_see_half(content, settings, splits, root):
     )
     inside = answers.inside("shadow_full_data")
     asked = answers.images[:80]
+    assert isinstance(task.splits.train.images, Rows) == (not in_memory)
+    np.testing.assert_allclose(
+        np.concatenate(list(membership.pixels(task.splits.train.images))),
+        splits.train.images.reshape(count, -1) / 255,
+    )
     for number, stream in ((0, first), (1, second)):
         assert len(stream.images) == len(stream.labels) == count
         images = stream.images[np.arange(count)]

@@ -216,7 +216,10 @@ def _twins(
 
 
 class _Joined:
-    """Some of two sets of images, as a Stream reads them."""
+    """Some of two sets of images, read as they are asked for.
+
+    The first set may be ``Rows``; ``chosen`` counts through both.
+    """
 
     def __init__(self, first: Any, second: np.ndarray, chosen: np.ndarray):
         self._first, self._second, self._chosen = first, second, chosen
@@ -446,12 +449,13 @@ def _init_jitted(key, *, module, shape):
 
 
 def cell(folder: Path, name: str, how: dict[str, Any]) -> Path:
+    """Where something is kept; ``how`` is JSON-able, and all that shapes it."""
     digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
     return folder / f"{name}-{digest.hexdigest()[:12]}.json"
 
 
 def kept(path: Path, name: str) -> Any:
-    """What a cell holds; None where it is not there, or damaged."""
+    """What a cell holds under a name; None where it is not there, or damaged."""
     try:
         return files.read_json(path)[name]
     except (FileNotFoundError, ValueError, KeyError):
