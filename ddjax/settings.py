@@ -41,6 +41,7 @@ __all__ = [
     "Log",
     "Model",
     "Nas",
+    "Privacy",
     "Settings",
     "Teacher",
     "check_range",
@@ -844,6 +845,44 @@ class Nas(_Part):
         }
 
 
+def _in_pairs(value: int) -> str | None:
+    if value >= 4 and value % 2 == 0:
+        return None
+    return "must be an even number of at least 4"
+
+
+@dataclasses.dataclass(frozen=True)
+class Privacy(_Part):
+    """What experiments/privacy.py trains to attack a distilled file."""
+
+    NAME = "privacy"
+
+    networks: int = _field(
+        3,
+        "to attack, of each kind: trained on the file, on as many real "
+        "images, on all data",
+        _at_least(1),
+    )
+    shadow_networks: int = _field(
+        16,
+        "of the likelihood ratio attack, of each of two kinds; few make it "
+        "weak",
+        _in_pairs,
+    )
+    epochs: int = _field(
+        0,
+        "on the distilled or as many real images; 0: evaluate.epochs",
+        _not_negative,
+    )
+    full_epochs: int = _field(30, "on all training images", _at_least(1))
+    audited: int = _field(
+        500,
+        "training images that networks are asked about, and as many test "
+        "images, at most",
+        _at_least(20),
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Log(_Part):
     """How often something is written down."""
@@ -880,6 +919,7 @@ class Settings(_Part):
     d2m: D2m = D2m()
     evaluate: Evaluate = Evaluate()
     nas: Nas = Nas()
+    privacy: Privacy = Privacy()
     log: Log = Log()
 
     def _check_together(self) -> None:

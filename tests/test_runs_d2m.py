@@ -127,9 +127,7 @@ def test_states_are_selected_without_the_test_images(first, task):
     assert {n for n, given in found[4:] if given < whole} == {test}
 
 
-def test_pre_training_ends_where_no_look_is_better(
-    runs, tmp_path, monkeypatch
-):
+def test_pre_training_ends_where_no_look_is_better(runs, tmp_path, monkeypatch):
     scored = iter([0.4, 0.6, 0.5, 0.55, 0.55])
 
     def score(*_):

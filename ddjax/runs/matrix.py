@@ -53,6 +53,7 @@ __all__ = [
     "robust_scores",
     "run",
     "seeing",
+    "subject_of",
 ]
 
 RATES = (0.001, 0.005, 0.01, 0.05, 0.1)
@@ -135,7 +136,7 @@ def run(
       InputError: the file is damaged or not of the config's data, or a
         network does not take its images.
     """
-    path, subject = opened(settings, path, shared)
+    path, subject = subject_of(settings, path, shared)
     task, found = subject.task, subject.found
     # Of all networks, before the first is trained.
     tests = list(scores.tests_of(task, settings.evaluate, found.preprocessing))
@@ -163,7 +164,7 @@ def run(
     print(f"page: {folder / 'matrix.html'}")
 
 
-def opened(
+def subject_of(
     settings: Settings, path: Path, shared: workdir.Shared
 ) -> tuple[Path, Subject]:
     """A distilled file beside the config's data.
@@ -185,13 +186,7 @@ def opened(
             "minutes= plans runs of experiments/iadd.py, and does nothing for "
             "--distilled=: leave it out"
         )
-    path = path / "distilled.npz" if path.is_dir() else path
-    if path.exists() and artifact.is_generator(path):
-        raise InputError(
-            f"{path} holds a generator: make images of it first with "
-            "experiments/generate.py"
-        )
-    found = artifact.load(path)
+    path, found = opened(path)
     task = prepare.task(
         settings.data, settings.model, settings.seed, shared.data
     )
@@ -206,6 +201,24 @@ def opened(
             "name the config that they were made with"
         )
     return path, subject
+
+
+def opened(path: Path) -> tuple[Path, artifact.Artifact]:
+    """A distilled file, and what it holds.
+
+    Args:
+      path: of it, or of its run's folder.
+
+    Raises:
+      InputError: it is missing or damaged, or holds a generator.
+    """
+    path = path / "distilled.npz" if path.is_dir() else path
+    if path.exists() and artifact.is_generator(path):
+        raise InputError(
+            f"{path} holds a generator: make images of it first with "
+            "experiments/generate.py"
+        )
+    return path, artifact.load(path)
 
 
 def describe(path: Path, subject: Subject) -> dict[str, Any]:

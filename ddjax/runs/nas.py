@@ -133,7 +133,7 @@ def run(
       InputError: the file is damaged or not of the config's data, or no
         network of the grid takes its images.
     """
-    path, subject = matrix.opened(settings, path, shared)
+    path, subject = matrix.subject_of(settings, path, shared)
     part, task = settings.nas, subject.task
     whole = grid(part)
     fit = _fitting(task)

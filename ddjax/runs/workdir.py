@@ -128,18 +128,17 @@ def _config_of(workdir: Path) -> dict[str, object] | None:
 
 _FOREIGN = {"pixels": ("gan.", "d2m."), "latent": ("d2m.",)}
 """What IADD's runs have nothing to do with, by their space; of IADD's part,
-D2M's runs need what decides how long teachers are. Neither searches for
-networks."""
+D2M's runs need what decides how long teachers are."""
 
 
 def described(settings: Settings, method: str) -> dict[str, object]:
     """The settings of a method's runs as JSON gives them back: tuples are
     lists."""
     if method == "nas":
-        foreign = "teacher.", "iadd.", "gan.", "d2m.", "log."
+        foreign = "teacher.", "iadd.", "gan.", "d2m.", "log.", "privacy."
     else:
         foreign = _FOREIGN[settings.iadd.space] if method == "iadd" else ()
-        foreign = (*foreign, "nas.")
+        foreign = (*foreign, "nas.", "privacy.")
     return {
         field: json.loads(json.dumps(value))
         for field, value in settings.flat().items()
