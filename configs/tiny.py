@@ -38,6 +38,7 @@ def get_config():
     config.evaluate.augment = AUGMENT
     config.evaluate.looks = 5
     config.evaluate.full_steps = 2000
+    config.nas.full_steps = 200
     # Pre-training stops early: a demonstration has minutes. BUILD_NOTES.md
     # tells what D2M does for a generator that was trained longer.
     config.gan.width = 8

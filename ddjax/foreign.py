@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddjax import artifact, files, torch_files
+from ddjax import artifact, files, tensors
 from ddjax.data import classes, decode, folders, preprocess
 from ddjax.types import InputError
 
@@ -227,7 +227,7 @@ def _rows(labels: np.ndarray, own, kind: str) -> np.ndarray:
 def _pair(path: Path) -> Given:
     """images_*.pt and the labels_*.pt beside it."""
     other = path.with_name(path.name.replace("images", "labels", 1))
-    images, labels = torch_files.read(path), torch_files.read(other)
+    images, labels = tensors.read(path), tensors.read(other)
     return Given(
         *_tensors(path, images, labels), VALUES[1], None, _digests(path, other)
     )
@@ -239,7 +239,7 @@ def _digests(*paths: Path) -> dict[str, str]:
 
 def _one_file(path: Path, number: int) -> tuple[Given, int]:
     """A file of DC's code, or a pair in one file; and how many sets it has."""
-    found = torch_files.read(path)
+    found = tensors.read(path)
     sets = found.get("data") if isinstance(found, dict) else [found]
     pairs = isinstance(sets, list) and all(
         isinstance(pair, list | tuple) and len(pair) == 2 for pair in sets
@@ -276,9 +276,6 @@ def _tensors(path: Path, images: Any, labels: Any):
 
 def _checked_labels(path: Path, labels: np.ndarray) -> np.ndarray:
     kinds = {1: "iu", 2: "f"}
-    # bfloat16 is no float of NumPy's own.
-    if labels.dtype.kind == "V":
-        labels = labels.astype(np.float32)
     if labels.dtype.kind not in kinds.get(labels.ndim, "") or not labels.size:
         raise InputError(
             f"the labels of {path} must be integers [n] or floats [n k], not "

@@ -24,12 +24,14 @@ import numpy as np
 
 from ddjax import augment, models
 from ddjax.data import decode, preprocess, sources
+from ddjax.models import layers
 from ddjax.types import InputError
 
 __all__ = [
     "BASELINES",
     "DSA",
     "METRICS",
+    "PROXIES",
     "D2m",
     "Data",
     "Evaluate",
@@ -38,6 +40,8 @@ __all__ = [
     "Importance",
     "Log",
     "Model",
+    "Nas",
+    "Privacy",
     "Settings",
     "Teacher",
     "check_range",
@@ -748,6 +752,137 @@ class Evaluate(_Part):
         return tuple(name for name in BASELINES if name in named)
 
 
+def _lengths(what: str) -> Check:
+    """Different numbers of at least 1, joined by commas."""
+
+    def check(joined):
+        found = numbers(joined, what)
+        return None if len({*found}) == len(found) else "must differ"
+
+    return check
+
+
+def _some_of(*choices: str) -> Check:
+    """Different words among the choices, joined by commas."""
+
+    def check(joined):
+        words = sources.words(joined)
+        if words and len({*words} & {*choices}) == len(words):
+            return None
+        return f"must be some of {', '.join(choices)}, joined by commas"
+
+    return check
+
+
+PROXIES = ("random_real", *BASELINES)
+"""What can stand in for the whole data beside distilled images."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Nas(_Part):
+    """The grid of ConvNets that nas.py ranks, and how it trains them; the
+    grid of all defaults is that of Zhao et al. (ICLR 2021), 720 networks."""
+
+    NAME = "nas"
+
+    widths: str = _field(
+        "32,64,128,256", "of the grid, joined by commas", _lengths("widths")
+    )
+    depths: str = _field("1,2,3,4", "of the grid", _lengths("depths"))
+    norms: str = _field(
+        "none,batch,layer,instance,group", "the same", _some_of(*layers.NORMS)
+    )
+    activations: str = _field(
+        "sigmoid,relu,leaky_relu", "the same", _some_of(*layers.ACTIVATIONS)
+    )
+    poolings: str = _field(
+        "none,max,average", "the same", _some_of(*layers.POOLINGS)
+    )
+    networks: int = _field(
+        60,
+        "that are picked from the grid, spread evenly over it; 720: all of it",
+        _at_least(1),
+    )
+    seeds: int = _field(
+        1, "trainings of each network, whose mean counts", _at_least(1)
+    )
+    proxies: str = _field(
+        "random_real,herding",
+        "what stands beside the distilled images as a proxy: random_real, "
+        "herding, k_centre, class_means",
+        _some_of(*PROXIES),
+    )
+    epochs: int = _field(200, "on the images of a proxy", _at_least(1))
+    full_steps: int = _field(
+        2000, "of 64 images, of a network on the whole data", _at_least(1)
+    )
+    best: str = _field(
+        "5,10,20",
+        "numbers of best networks that are ranked once more, joined by commas",
+        _lengths("numbers of best networks"),
+    )
+
+    @property
+    def proxy_names(self) -> tuple[str, ...]:
+        """The proxies beside the distilled images, ordered as ``PROXIES``."""
+        named = sources.words(self.proxies)
+        return tuple(name for name in PROXIES if name in named)
+
+    @property
+    def best_counts(self) -> tuple[int, ...]:
+        """The numbers of best networks, in order."""
+        return tuple(sorted(numbers(self.best, "nas.best")))
+
+    @property
+    def axes(self) -> dict[str, tuple[int | str, ...]]:
+        """{field of a ConvNet: its values in the grid}."""
+        return {
+            "width": numbers(self.widths, "nas.widths"),
+            "depth": numbers(self.depths, "nas.depths"),
+            "norm": sources.words(self.norms),
+            "activation": sources.words(self.activations),
+            "pooling": sources.words(self.poolings),
+        }
+
+
+def _in_pairs(value: int) -> str | None:
+    if value >= 4 and value % 2 == 0:
+        return None
+    return "must be an even number of at least 4"
+
+
+@dataclasses.dataclass(frozen=True)
+class Privacy(_Part):
+    """What experiments/privacy.py trains to attack a distilled file."""
+
+    NAME = "privacy"
+
+    networks: int = _field(
+        3,
+        "to attack, of each kind: trained on the file, on as many real "
+        "images, on all data",
+        _at_least(1),
+    )
+    shadow_networks: int = _field(
+        16,
+        "of the likelihood ratio attack, of each of two kinds; few make it "
+        "weak",
+        _in_pairs,
+    )
+    epochs: int = _field(
+        0,
+        "on the distilled or as many real images; 0: evaluate.epochs",
+        _not_negative,
+    )
+    full_epochs: int = _field(30, "on all training images", _at_least(1))
+    audited: int = _field(
+        500,
+        "training images that networks are asked about, and as many test "
+        "images, at most",
+        _at_least(20),
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Log(_Part):
     """How often something is written down."""
@@ -783,6 +918,8 @@ class Settings(_Part):
     gan: Gan = Gan()
     d2m: D2m = D2m()
     evaluate: Evaluate = Evaluate()
+    nas: Nas = Nas()
+    privacy: Privacy = Privacy()
     log: Log = Log()
 
     def _check_together(self) -> None:

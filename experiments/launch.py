@@ -54,7 +54,7 @@ class Asked(NamedTuple):
       plan: whether a plan is all that is wanted.
       processes: of this run: (coordinator, their number or "auto", the number
         of this one); None where there is one.
-      distilled: a distilled file to test, of evaluate.py.
+      distilled: a distilled file, of evaluate.py, nas.py and privacy.py.
     """
 
     settings: Settings
@@ -111,7 +111,10 @@ def main(
                 # What all of them would say is said once.
                 sys.stdout = open(os.devnull, "w")
         if found.distilled and not tests:
-            raise InputError("--distilled= is for experiments/evaluate.py")
+            raise InputError(
+                "--distilled= is for experiments/evaluate.py, nas.py and "
+                "privacy.py"
+            )
         run(found)
 
     return refusing(action)
@@ -259,8 +262,9 @@ def _help(description: str) -> str:
             f"  {f'--{name}=FOLDER':22} {meaning}"
             for name, (_, meaning) in _FOLDERS.items()
         ),
-        "  --distilled=FILE       of evaluate.py: a distilled.npz, of ours or "
-        "not",
+        "  --distilled=FILE       of evaluate.py, nas.py and privacy.py: a "
+        "distilled.npz,",
+        "                         of ours or not",
         "  --plan                 of iadd.py: tells how long it takes, and "
         "stops",
         "  --compiled=FOLDER      compiled programs, kept for the next start; "

@@ -174,7 +174,7 @@ def command(monkeypatch, capsys, iadd):
         monkeypatch.chdir(iadd.folder)
         script = door(name)
         code = script.launch.main(
-            script.run, script.__doc__, tests=name == "evaluate"
+            script.run, script.__doc__, tests=name in ("evaluate", "nas")
         )
         said = capsys.readouterr()
         return code, said.out, said.err
@@ -246,6 +246,17 @@ def test_the_other_doors(iadd, command):
     )
     refused(code, err, "a LeNet needs 12 pixels", "evaluate.resize")
     assert not (iadd.folder / "matrix").exists()
+    code, out, err = command("nas", *iadd.flags(workdir="search"))
+    refused(code, err, "add --distilled=PATH")
+    code, out, err = command(
+        "nas",
+        *iadd.flags(workdir="search"),
+        distilled,
+        "--config.nas.depths=4",
+        "--config.nas.poolings=max",
+    )
+    refused(code, err, "none of the 60 networks", "nas.depths")
+    assert not (iadd.folder / "search").exists()
     code, out, err = command("teachers", *iadd.flags(), distilled)
     refused(code, err, "experiments/evaluate.py")
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -208,6 +209,14 @@ def test_files_that_are_refused(tmp_path):
             file.writestr("odd/data.pkl", pickle.dumps(content, 2))
         with pytest.raises(InputError, match=r"neither|a tensor each"):
             foreign.read(tmp_path / "odd.pt")
+    with zipfile.ZipFile(tmp_path / "code.pt", "w") as file:
+        file.writestr("code/data.pkl", pickle.dumps(shutil.rmtree, 2))
+    with pytest.raises(
+        InputError,
+        match=r"holds shutil\.rmtree, which no tensor needs, and no code in a "
+        "file is run: save tensors alone",
+    ):
+        foreign.read(tmp_path / "code.pt")
     (tmp_path / "set.npz").write_bytes(b"PK")
     with pytest.raises(InputError, match="is damaged"):
         foreign.read(tmp_path / "set.npz")
@@ -225,7 +234,7 @@ def test_nothing_is_overwritten(tmp_path):
     with pytest.raises(InputError, match="not an empty folder"):
         imported.run(DATA / "mtt", out, **how)
     assert (out / "distilled.npz").read_bytes() == before
-    for wrong in ({"std": []}, {"std": [0.2, 0.2, 0]}, {"mean": [0.5]}):
+    for wrong in ({"std": []}, {"std": [0.2, 0.2, 0.0]}, {"mean": [0.5]}):
         with pytest.raises(InputError, match="--mean and --std"):
             imported.run(DATA / "mtt", tmp_path / "other", **how | wrong)
     assert list(tmp_path.iterdir()) == [out]

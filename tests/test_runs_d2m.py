@@ -127,7 +127,7 @@ def test_states_are_selected_without_the_test_images(first, task):
     assert {n for n, given in found[4:] if given < whole} == {test}
 
 
-def test_pre_training_ends_where_no_look_is_better(runs, monkeypatch):
+def test_pre_training_ends_where_no_look_is_better(runs, tmp_path, monkeypatch):
     scored = iter([0.4, 0.6, 0.5, 0.55, 0.55])
 
     def score(*_):
@@ -135,7 +135,7 @@ def test_pre_training_ends_where_no_look_is_better(runs, monkeypatch):
         return evaluate.summarise(value, np.tile(value, (1, 10)))
 
     monkeypatch.setattr(gan, "classification_accuracy", score)
-    shared = runs[2]
+    shared = runs[2]._replace(generators=tmp_path)
     settings = DIGITS.changed({"gan.looks": 6, "gan.patience": 1})
     task = prepare.task(DIGITS.data, DIGITS.model, 0, shared.data)
     made = gan.train(settings, task, shared)
@@ -364,6 +364,7 @@ def test_images_of_any_side(runs, tmp_path):
         "noise": 4,
         "embedding": 0,
         "attention": 0,
+        "hierarchical": True,
     }
     larger = ddjax.load(tmp_path / "whole.npz").generate([0, 0, 1, 1])
     assert larger.shape == (4, 16, 16, 1)

@@ -364,14 +364,14 @@ def test_latents_make_the_distilled_images(in_latent_space, runs):
     found = artifact.load_generator(run / "generator" / "distilled.npz")
     images = images_of(run)
     np.testing.assert_allclose(
-        found.apply(found.params, noise, labels), images, atol=1e-5
+        jax.jit(found.apply)(found.params, noise, labels), images, atol=1e-5
     )
     assert images.min() >= -1e-5 and images.max() <= 1 + 1e-5
     # Both have moved from what was begun with.
     begun = artifact.load_generator(run / "generator" / "pretrained.npz")
     with np.load(run / "initial.npz") as file:
         before = file["images"]
-    made = np.asarray(begun.apply(begun.params, noise, labels))
+    made = np.asarray(jax.jit(begun.apply)(begun.params, noise, labels))
     assert np.abs(made - images).max() > 1e-4
     assert np.abs(made - before).max() > 1e-4
     table = json.loads((run / "eval.json").read_text())

@@ -170,7 +170,11 @@ def test_what_does_not_fit_is_refused(given, command, folder):
     refuse("cut short or damaged", checkpoint=folder / "short.pth")
     with zipfile.ZipFile(folder / "code.pth", "w") as archive:
         archive.writestr("a/data.pkl", pickle.dumps(shutil.rmtree))
-    refuse("code", "state_dict", checkpoint=folder / "code.pth")
+    refuse(
+        "holds shutil.rmtree, which no tensor needs, and no code in a file is "
+        "run: save tensors alone",
+        checkpoint=folder / "code.pth",
+    )
 
 
 def test_a_subset_of_imagenet_knows_its_classes(command, folder):

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from PIL import Image
 
 from ddjax.data.sources import Dataset
-from ddjax.pages import page
+from ddjax.pages import page, pictures
 from ddjax.types import InputError
 
 __all__ = ["write_page"]
@@ -24,7 +23,6 @@ _UNBALANCED = 5  # times the smallest class, from which on there is a warning
 _CLASSES = 50  # with samples; more are also folded away in the counts
 _SIZES = 10
 _FILES = 50
-_EDGE = 108  # of the largest tile; eight and a name are as wide as the page
 
 
 def write_page(
@@ -87,7 +85,7 @@ def write_page(
         counts=_counts(counts, names),
         folded=len(names) > _CLASSES,
         samples=[_samples(name, splits[name], counts[name]) for name in splits],
-        edge=_EDGE,
+        edge=pictures.EDGE,
         sizes=_sizes(sizes),
         channels=[
             [name, f"{centre:.4f}", f"{spread:.4f}"]
@@ -177,27 +175,14 @@ def _samples(name: str, split: Dataset, counts: np.ndarray) -> dict[str, Any]:
         chosen = members[_spread(len(members), each)]
         called = split.class_names[label]
         tiles = [
-            page.image(_tile(pixels), f"{called}, number {index}")
+            page.image(pictures.tile(pixels), f"{called}, number {index}")
             for index, pixels in zip(
                 chosen, split.images[chosen] if len(chosen) else ()
             )
         ]
         classes.append((called, int(counts[label]), tiles))
-    shrunk = max(split.images.shape[1:3]) > _EDGE
+    shrunk = max(split.images.shape[1:3]) > pictures.EDGE
     return {"name": name, "each": each, "classes": classes, "shrunk": shrunk}
-
-
-def _tile(pixels: np.ndarray) -> Image.Image:
-    """[h w c] as a picture that one can see, and that is not too large."""
-    tile = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    side = max(tile.size)
-    if side > _EDGE:
-        tile.thumbnail((_EDGE, _EDGE), Image.Resampling.LANCZOS)
-        return tile
-    scale = -(-(96 if side <= 16 else 64) // side)
-    return tile.resize(
-        (scale * tile.width, scale * tile.height), Image.Resampling.NEAREST
-    )
 
 
 def _sizes(sizes: Mapping[str, int]) -> list[list[str]]:

@@ -16,12 +16,14 @@ from ddjax.files import atomic_write
 from ddjax.pages import page
 from ddjax.types import InputError
 
-__all__ = ["picture", "save_picture"]
+__all__ = ["picture", "save_picture", "tile"]
 
 _GAP = 4
 _BACKGROUND, _TEXT = (242, 242, 242), (32, 32, 32)
 _COMFORTABLE = 6_000_000  # pixels; beyond, tiles are made smaller
 _LARGEST = 16_000_000  # beyond, fewer images are shown
+EDGE = 108
+"""Pixels of the largest ``tile``; eight and a name are as wide as the page."""
 _BAND = 360  # pixels: a phone's width, and a third of the page's
 _CLASSES = 20  # in a picture of a few images of each
 
@@ -181,4 +183,17 @@ def few_of_each(labels: np.ndarray, *, each: int = 0, shown: int = 0) -> Any:
     each = each or min(10, max(3, shown // len(classes)))
     return np.concatenate(
         [np.flatnonzero(labels == label)[:each] for label in classes]
+    )
+
+
+def tile(pixels: np.ndarray) -> Image.Image:
+    """[h w c] as a picture that one can see, and that is not too large."""
+    shown = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    side = max(shown.size)
+    if side > EDGE:
+        shown.thumbnail((EDGE, EDGE), Image.Resampling.LANCZOS)
+        return shown
+    scale = -(-(96 if side <= 16 else 64) // side)
+    return shown.resize(
+        (scale * shown.width, scale * shown.height), Image.Resampling.NEAREST
     )

@@ -229,7 +229,8 @@ def _pretrain(settings, task, networks, folder):
         critic=networks.critic,
         settings=part,
     )
-    (folder / "samples").mkdir(exist_ok=True)
+    for name in ("samples", "looks") if part.patience else ("samples",):
+        (folder / name).mkdir(exist_ok=True)
     devices = parallel.even(part.batch_size)
 
     def look(state, step):

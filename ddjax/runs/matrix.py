@@ -44,7 +44,17 @@ from ddjax.runs import baselines, ceiling, loop, prepare, scores, workdir
 from ddjax.settings import Settings
 from ddjax.types import Batch, InputError
 
-__all__ = ["RATES", "robust_scores", "run"]
+__all__ = [
+    "RATES",
+    "Subject",
+    "describe",
+    "digest_of",
+    "opened",
+    "robust_scores",
+    "run",
+    "seeing",
+    "subject_of",
+]
 
 RATES = (0.001, 0.005, 0.01, 0.05, 0.1)
 """Learning rates to choose from, the benchmark's."""
@@ -126,31 +136,8 @@ def run(
       InputError: the file is damaged or not of the config's data, or a
         network does not take its images.
     """
-    if settings.minutes:
-        raise InputError(
-            "minutes= plans runs of experiments/iadd.py, and does nothing for "
-            "--distilled=: leave it out"
-        )
-    path = path / "distilled.npz" if path.is_dir() else path
-    if path.exists() and artifact.is_generator(path):
-        raise InputError(
-            f"{path} holds a generator: make images of it first with "
-            "experiments/generate.py"
-        )
-    found = artifact.load(path)
-    task = prepare.task(
-        settings.data, settings.model, settings.seed, shared.data
-    )
-    prepare.check_distilled(found, task)
-    subject = Subject(settings, found, task, shared.teachers)
-    train = task.splits.train
-    fewest = np.bincount(train.labels, minlength=task.num_classes).min()
-    if fewest < subject.ipc:
-        raise InputError(
-            f"the distilled file has {subject.ipc} images per class, and a "
-            f"class of the config's data only {fewest} to compare them with: "
-            "name the config that they were made with"
-        )
+    path, subject = subject_of(settings, path, shared)
+    task, found = subject.task, subject.found
     # Of all networks, before the first is trained.
     tests = list(scores.tests_of(task, settings.evaluate, found.preprocessing))
     (folder / "cells").mkdir(parents=True, exist_ok=True)
@@ -175,6 +162,63 @@ def run(
         print(score_line(name, found_))
     print("0.269 is neutral: IOR = HLR, or as good as random real images")
     print(f"page: {folder / 'matrix.html'}")
+
+
+def subject_of(
+    settings: Settings, path: Path, shared: workdir.Shared
+) -> tuple[Path, Subject]:
+    """A distilled file beside the config's data.
+
+    Args:
+      settings: the data, the model, the evaluate part and the seed count.
+      path: of the file, or of a run's folder.
+      shared: where data and the ceilings of other runs lie.
+
+    Returns:
+      (the path of the file, what is tested).
+
+    Raises:
+      InputError: the file is damaged or not of the config's data, or these
+        have fewer images of a class than the file.
+    """
+    if settings.minutes:
+        raise InputError(
+            "minutes= plans runs of experiments/iadd.py, and does nothing for "
+            "--distilled=: leave it out"
+        )
+    path, found = opened(path)
+    task = prepare.task(
+        settings.data, settings.model, settings.seed, shared.data
+    )
+    prepare.check_distilled(found, task)
+    subject = Subject(settings, found, task, shared.teachers)
+    train = task.splits.train
+    fewest = np.bincount(train.labels, minlength=task.num_classes).min()
+    if fewest < subject.ipc:
+        raise InputError(
+            f"the distilled file has {subject.ipc} images per class, and a "
+            f"class of the config's data only {fewest} to compare them with: "
+            "name the config that they were made with"
+        )
+    return path, subject
+
+
+def opened(path: Path) -> tuple[Path, artifact.Artifact]:
+    """A distilled file, and what it holds.
+
+    Args:
+      path: of it, or of its run's folder.
+
+    Raises:
+      InputError: it is missing or damaged, or holds a generator.
+    """
+    path = path / "distilled.npz" if path.is_dir() else path
+    if path.exists() and artifact.is_generator(path):
+        raise InputError(
+            f"{path} holds a generator: make images of it first with "
+            "experiments/generate.py"
+        )
+    return path, artifact.load(path)
 
 
 def describe(path: Path, subject: Subject) -> dict[str, Any]:

@@ -134,7 +134,11 @@ D2M's runs need what decides how long teachers are."""
 def described(settings: Settings, method: str) -> dict[str, object]:
     """The settings of a method's runs as JSON gives them back: tuples are
     lists."""
-    foreign = _FOREIGN[settings.iadd.space] if method == "iadd" else ()
+    if method == "nas":
+        foreign = "teacher.", "iadd.", "gan.", "d2m.", "log.", "privacy."
+    else:
+        foreign = _FOREIGN[settings.iadd.space] if method == "iadd" else ()
+        foreign = (*foreign, "nas.", "privacy.")
     return {
         field: json.loads(json.dumps(value))
         for field, value in settings.flat().items()
