@@ -316,7 +316,8 @@ def is_generator(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as file:
             names = file.namelist()
-    except (OSError, zipfile.BadZipFile):
+    # A damaged directory comes out as other exceptions, too.
+    except Exception:
         names = []
     if "images.npy" in names and "metadata.npy" in names:
         return False

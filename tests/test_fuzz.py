@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from small import ROOT
 
+import ddjax
 from ddjax import artifact, models
 from ddjax.data.arrays import check_arrays
 from ddjax.types import InputError
@@ -57,6 +58,16 @@ def test_images_without_a_pixel():
     module = models.build("mlp", num_classes=2)
     with pytest.raises(InputError, match=r"no images of shape \(0, 8, 1\)"):
         models.init_params(module, jax.random.key(0), (0, 8, 1))
+
+
+def test_a_zip_file_of_a_version_to_come(fuzz, tmp_path):
+    fuzz.fault_kinds.KINDS["distilled.npz"].write(tmp_path, False)
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 64
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is damaged"):
+        ddjax.load(path)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ from ddjax.runs import (
     workdir,
 )
 from ddjax.settings import Iadd, Settings
-from ddjax.types import Segment
+from ddjax.types import InputError, Segment
 
 __all__ = ["choose_initial", "distil", "run"]
 
