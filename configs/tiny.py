@@ -38,6 +38,8 @@ def get_config():
     config.evaluate.augment = AUGMENT
     config.evaluate.looks = 5
     config.evaluate.full_steps = 2000
+    # Half the field's widths, a quarter of their work.
+    config.nas.widths = "16,32,64,128"
     config.nas.full_steps = 200
     # Pre-training stops early: a demonstration has minutes. BUILD_NOTES.md
     # tells what D2M does for a generator that was trained longer.

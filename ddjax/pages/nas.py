@@ -236,7 +236,7 @@ def _panel(
         edgecolors=figures.INK,
         linewidths=1,
     )
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=3)
     rho = next(
         row
         for row in found

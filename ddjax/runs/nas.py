@@ -619,7 +619,8 @@ def correlations(
     Intervals are those of 2,000 resamples of the networks, drawn with
     replacement and the same for all proxies (percentile bootstrap; Efron,
     Annals of Statistics 7, 1979). They tell of other networks of the same
-    grid, and not of other seeds.
+    grid, and not of other seeds; of a few networks in perfect order they have
+    no width.
 
     Args:
       key: one key; decides the resamples.
