@@ -455,7 +455,7 @@ def cell(folder: Path, name: str, how: dict[str, Any]) -> Path:
 
 
 def kept(path: Path, name: str) -> Any:
-    """What a cell holds under a name; None where it is damaged or gone."""
+    """What a cell has under a name; None where it is not there, or damaged."""
     try:
         return files.read_json(path)[name]
     except (FileNotFoundError, ValueError, KeyError):

@@ -8,7 +8,8 @@ distilled images are clipped to black and white, as one sees them, which only
 brings them nearer.
 
 Membership inference: which images a network was trained on, see
-``runs.membership``.
+``runs.membership``. Members are the training images of the config: a file that
+does not say its config is taken at its word that it was made of those.
 """
 
 from __future__ import annotations
