@@ -137,7 +137,7 @@ def looked_at(workdir: Path, metric: str) -> dict[int, float]:
     """{step: score on held-out images} of a run's metrics.jsonl."""
     field = f"held_out_{metric}"
     return {
-        row["step"]: row[field]
+        row["step"]: float(row[field])
         for row in metrics.read(workdir / "metrics.jsonl")
         if field in row
     }
