@@ -41,11 +41,10 @@ def get_config():
     # Half the field's widths, a quarter of their work.
     config.nas.widths = "16,32,64,128"
     config.nas.full_steps = 200
-    # Pre-training stops early: a demonstration has minutes. BUILD_NOTES.md
-    # tells what D2M does for a generator that was trained longer.
     config.gan.width = 8
     config.gan.noise = 32
-    config.gan.iterations = 300
+    config.gan.iterations = 2000
+    config.gan.patience = 2
     config.gan.critic_steps = 2
     config.gan.batch_size = 64
     config.gan.generator_rate = 5e-4

@@ -52,6 +52,8 @@ ABLATIONS = {
 }
 LONGER = {"published, longer pre-training": {"gan.iterations": 1000}}
 VARIANTS = {"main": MAIN, "ablations": ABLATIONS, "longer": LONGER}
+# All seeds and variants make as many updates, few enough for a study.
+_CUT = {"gan.iterations": 300, "gan.patience": 0}
 # Of an .npz file, beside what digits have.
 _OWN = {"teacher.epochs": 12, "iadd.max_start": 4, "d2m.first_epoch": 1}
 _EVALUATION = 300  # folded into the seed's key
@@ -59,10 +61,11 @@ _EVALUATION = 300  # folded into the seed's key
 
 def settings_of(data: str, data_dir: str) -> Settings:
     """What a study starts from."""
-    if data == "digits":
-        return common.settings_of(tiny.get_config())
-    if data.endswith(".npz"):
-        return common.settings_of(tiny.get_config()).changed(
+    if data == "digits" or data.endswith(".npz"):
+        settings = common.settings_of(tiny.get_config()).changed(_CUT)
+        if data == "digits":
+            return settings
+        return settings.changed(
             {"data.source": "npz", "data.data_dir": data, **_OWN}
         )
     config = cifar10.get_config("ipc=10,size=small")
