@@ -177,6 +177,27 @@ def test_what_was_before_distillation_can_be_selected(tmp_path):
     assert scores.select(tmp_path, "accuracy") == (8, [4, 8])
 
 
+def test_what_has_not_changed_is_tested_once(first, runs, task, monkeypatch):
+    tested = []
+
+    def generated_scores(settings, task, found, sides, choose):
+        tested.append(list(sides))
+        return {f"stored/1/{side}": {"convnet": {}} for side in sides}
+
+    monkeypatch.setattr(protocols, "generated_scores", generated_scores)
+    monkeypatch.setattr(scores, "tests_of", lambda *_: [])
+    monkeypatch.setattr(baselines, "pick", lambda *_: {})
+    given = artifact.load_generator(first[0] / "generator" / "pretrained.npz")
+    moved = given._replace(params=jax.tree.map(lambda p: p + 1, given.params))
+    for found, sides in (
+        (given, ["distilled"]),
+        (moved, ["distilled", "pretrained"]),
+    ):
+        table = d2m.final_scores(DIGITS, task, given, found, runs[2].teachers)
+        assert tested.pop() == sides
+        assert list(table) == ["stored/1/distilled", "stored/1/pretrained"]
+
+
 def test_a_finished_run_says_so(first, runs, capsys):
     runs[1]("run")
     assert "complete" in capsys.readouterr().out
