@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +39,15 @@ import numpy as np
 from ddjax import artifact, augment, evaluate, files, models, training
 from ddjax.data import preprocess, sources
 from ddjax.pages import matrix as page
-from ddjax.runs import baselines, ceiling, loop, prepare, scores, workdir
+from ddjax.runs import (
+    baselines,
+    ceiling,
+    cells,
+    loop,
+    prepare,
+    scores,
+    workdir,
+)
 from ddjax.settings import Settings
 from ddjax.types import Batch, InputError
 
@@ -254,11 +261,10 @@ def fill(
     pick = functools.cache(lambda: picks(subject))
     rows = [rows_of(subject, score, pick) for _, _, score in tests]
     bar = loop.progress("test", sum(map(len, rows)), unit="cell")
-    for (name, module, score), cells in zip(tests, rows):
-        for row, cell in cells.items():
+    for (name, module, score), by_row in zip(tests, rows):
+        for row, cell in by_row.items():
             how = shaping(subject, module, row, cell)
-            digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
-            path = folder / f"{row}-{name}-{digest.hexdigest()[:12]}.json"
+            path = cells.path_of(folder, f"{row}-{name}", how)
             result = kept(path)
             if result is None:
                 if cell is None:
@@ -273,7 +279,7 @@ def fill(
                     result = scores.as_json(whole) | more
                 else:
                     result = filled(subject, module, cell)
-                files.write_json(path, result | {"shaped_by": how})
+                cells.write(path, result, how)
                 told = evaluate.summarise(result["accuracies"])
                 bar.write(f"{row:23}  {scores.line(name, told)}")
             table.setdefault(row, {})[name] = result
@@ -402,13 +408,14 @@ def digest_of(*arrays: np.ndarray) -> str:
 
 def kept(path: Path) -> dict[str, Any] | None:
     """A cell's result; None where it is not there, or damaged."""
+    result = cells.read(path)
+    if result is None:
+        return None
     try:
-        result = json.loads(path.read_text("utf-8"))
-        del result["shaped_by"]
         for part in (result, result["balanced_accuracy"]):
             evaluate.summarise(part["accuracies"])
             float(part["mean"]), float(part["std"]), float(part["ci95"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
     return result
 

@@ -32,8 +32,6 @@ stopped goes on; whatever shapes them is in the file's name.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,10 +40,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddjax import artifact, augment, evaluate, files, models, training
+from ddjax import artifact, augment, evaluate, models, training
 from ddjax import privacy as attacks
 from ddjax.data import classes, preprocess, sources
-from ddjax.runs import baselines, ceiling, loop, matrix, prepare, scores
+from ddjax.runs import (
+    baselines,
+    ceiling,
+    cells,
+    loop,
+    matrix,
+    prepare,
+    scores,
+)
 from ddjax.settings import Settings
 from ddjax.types import InputError, Params
 
@@ -53,9 +59,7 @@ __all__ = [
     "FEWEST",
     "Answers",
     "Subject",
-    "cell",
     "draw",
-    "kept",
     "membership",
     "pixels",
 ]
@@ -306,13 +310,11 @@ class Answers:
     def _answer(self, kind: str, number: int) -> np.ndarray:
         how, train = self.training(kind, number)
         how = self.asked | how | {"kind": kind, "number": number}
-        path = cell(self._folder, f"{kind}-{number}", how)
-        answer = kept(path, "confidences")
+        path = cells.path_of(self._folder, f"{kind}-{number}", how)
+        answer = (cells.read(path) or {}).get("confidences")
         if answer is None or len(answer) != len(self.labels):
             answer = self._confidences(train()).tolist()
-            files.write_json(
-                path, files.sealed({"confidences": answer, "shaped_by": how})
-            )
+            cells.write(path, {"confidences": answer}, how)
         self._bar.update()
         return np.array(answer)
 
@@ -446,20 +448,6 @@ def _init(module: Any, key: jax.Array, shape: Sequence[int]) -> Params:
 @functools.partial(jax.jit, static_argnames=("module", "shape"))
 def _init_jitted(key, *, module, shape):
     return models.init_params(module, key, shape)
-
-
-def cell(folder: Path, name: str, how: dict[str, Any]) -> Path:
-    """Where something is kept; ``how`` is JSON-able, and all that shapes it."""
-    digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
-    return folder / f"{name}-{digest.hexdigest()[:12]}.json"
-
-
-def kept(path: Path, name: str) -> Any:
-    """What a cell has under a name; None where it is not there, or damaged."""
-    try:
-        return files.read_json(path)[name]
-    except (FileNotFoundError, ValueError, KeyError):
-        return None
 
 
 # Membership ------------------------------------------------------------------

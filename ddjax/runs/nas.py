@@ -24,9 +24,7 @@ are done, so that a run that was stopped goes on.
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,7 +38,15 @@ import scipy.stats
 from ddjax import augment, evaluate, files, models, training
 from ddjax.data import preprocess, sources
 from ddjax.pages import nas as page
-from ddjax.runs import baselines, ceiling, loop, matrix, prepare, scores
+from ddjax.runs import (
+    baselines,
+    ceiling,
+    cells,
+    loop,
+    matrix,
+    prepare,
+    scores,
+)
 from ddjax.runs import workdir as workdirs
 from ddjax.settings import Nas, Settings
 from ddjax.types import Batch, InputError
@@ -307,14 +313,11 @@ def fill(
                     *preprocess.arrays(source.seen_as).values()
                 ),
             }
-            digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
-            path = folder / (
-                f"{name}-{network.name}-{digest.hexdigest()[:12]}.json"
-            )
+            path = cells.path_of(folder, f"{name}-{network.name}", how)
             result = _kept(path)
             if result is None:
                 result = _filled(subject, source, programs)
-                files.write_json(path, result | {"shaped_by": how})
+                cells.write(path, result, how)
             results[name] = result
         told = (
             f"{name} {100 * result['held_out']:.1f}"
@@ -413,15 +416,16 @@ def _full_recipe(settings: Settings, task: prepare.Task) -> training.Recipe:
 
 def _kept(path: Path) -> dict[str, Any] | None:
     """A cell's result; None where it is not there, or damaged."""
+    result = cells.read(path)
+    if result is None:
+        return None
     try:
-        result = json.loads(path.read_text("utf-8"))
-        del result["shaped_by"]
         numbers = [result[on] for on in ON]
         for clock in CLOCKS:
             numbers += [result[clock][phase] for phase in PHASES]
         if not np.isfinite(np.array(numbers, np.float64)).all():
             return None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
     return result
 

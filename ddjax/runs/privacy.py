@@ -25,6 +25,7 @@ from ddjax.pages import artefacts
 from ddjax.pages import privacy as page
 from ddjax.runs import (
     baselines,
+    cells,
     matrix,
     membership,
     prepare,
@@ -186,8 +187,8 @@ def neighbours(
         "file": matrix.digest_of(found.images),
         "strangers": matrix.digest_of(subject.strangers),
     }
-    path = membership.cell(folder, "neighbours", how)
-    kept = membership.kept(path, "nearest")
+    path = cells.path_of(folder, "neighbours", how)
+    kept = (cells.read(path) or {}).get("nearest")
     if kept is not None:
         return kept
     train, held_out = task.splits.train.images, task.splits.held_out.images
@@ -216,7 +217,7 @@ def neighbours(
             "distance": distance[:count].tolist(),
         }
         told["strangers"][name] = distance[count:].tolist()
-    files.write_json(path, files.sealed({"nearest": told, "shaped_by": how}))
+    cells.write(path, {"nearest": told}, how)
     return told
 
 
