@@ -36,7 +36,8 @@ __all__ = ["conv2d"]
 
 KEPT = "ddjax_convolution"
 """Name, for ``jax.checkpoint`` policies, of outputs that are dear to make and
-cheap to keep: those with many input channels for each output number."""
+cheap to keep: those with many input channels for each output number, and the
+input gradients that a first derivative takes of them."""
 
 _FEW_CHANNELS = 16
 _MANY_TIMES = 4
@@ -285,12 +286,21 @@ def _kernel_gradient(x, g, geometry: _Geometry):
     )
 
 
+def _kept(result, channels: int):
+    """Named, where a loop of gradients should keep it."""
+    if channels < _FEW_CHANNELS:
+        return result
+    return checkpoint_name(result, KEPT)
+
+
 # The forward rules call the family's own functions, never the kernels: the
 # second derivative differentiates what is written here.
 _convolve.defvjp(
     lambda x, w, geometry: (_convolve(x, w, geometry), (x, w)),
     lambda geometry, saved, y_bar: (
-        _input_gradient(y_bar, saved[1], geometry),
+        _kept(
+            _input_gradient(y_bar, saved[1], geometry), saved[0].shape[3]
+        ),
         _kernel_gradient(saved[0], y_bar, geometry),
     ),
 )
@@ -361,6 +371,4 @@ def conv2d(
     if len(pairs) != 2:
         raise ValueError(f"padding must name two axes, not {padding}")
     result = _convolve(images, kernel, _Geometry(image, taps, strides, pairs))
-    if images.shape[3] < _FEW_CHANNELS:
-        return result
-    return checkpoint_name(result, KEPT)
+    return _kept(result, images.shape[3])

@@ -83,8 +83,8 @@ def sgd_unroll(
     One ``lax.scan``. ``jax.grad`` through it is exact: to the parameters, the
     batches, the learning rate, and whatever ``loss_fn`` closes over. With
     ``remat`` the backward pass keeps the parameters and the gradient of each
-    step, and the outputs of its wider convolutions, and recomputes the rest,
-    so memory grows slowly with t.
+    step, and the outputs and input gradients of its wider convolutions, and
+    recomputes the rest, so memory grows slowly with t.
 
     Args:
       loss_fn: ``loss_fn(params, batch, key) -> scalar``.
@@ -125,8 +125,8 @@ def sgd_unroll(
         # step with the first one; without the barriers more fuses. The
         # gradient is kept because only the derivative to the learning rate
         # needs it: recomputing it for that is a tenth of the whole iteration.
-        # So are the convolutions that are kept, at a quarter of the memory of
-        # all of them: the first layer's output is the largest and not kept.
+        # So are the convolutions that are kept, forward and back, at half the
+        # memory of all outputs: the first layer's, the largest, is not kept.
         step = jax.checkpoint(
             step,
             prevent_cse=False,
