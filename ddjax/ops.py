@@ -298,9 +298,7 @@ def _kept(result, channels: int):
 _convolve.defvjp(
     lambda x, w, geometry: (_convolve(x, w, geometry), (x, w)),
     lambda geometry, saved, y_bar: (
-        _kept(
-            _input_gradient(y_bar, saved[1], geometry), saved[0].shape[3]
-        ),
+        _kept(_input_gradient(y_bar, saved[1], geometry), saved[0].shape[3]),
         _kernel_gradient(saved[0], y_bar, geometry),
     ),
 )
