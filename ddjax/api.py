@@ -62,7 +62,7 @@ def distill(
       class_names: of data given as arrays with integer labels.
       workdir: the run's folder; named after the data by default.
       root: the parent of runs, and of what they share.
-      **fields: ``minutes=30`` plans the run for this machine (IADD); and any
+      **fields: ``minutes=30`` plans the run for this machine; and any
         field of ``ddjax.settings`` by its dotted name, such as
         ``**{"iadd.inner_steps": 30}``, or ``seed=3``.
 
@@ -99,6 +99,7 @@ def distill(
             side = max(arrays["train_images"].shape[1:3])
             values = presets.of_side(side, 1 if ipc is None else ipc)
             values |= {"data.source": "npz", "data.data_dir": what}
+        given = tuple(fields)
         if ipc is not None:
             if "iadd.ipc" in fields:
                 raise InputError("give either ipc or iadd.ipc, not both")
@@ -122,8 +123,7 @@ def distill(
             folder,
             shared,
         )
-        planned = method == "iadd" and settings.minutes
-        how = {"fixed": tuple(fields)} if planned else {}
+        how = {"fixed": given} if settings.minutes else {}
         _METHODS[method](settings, folder, shared, command, **how)
     return load(folder)
 

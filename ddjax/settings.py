@@ -907,7 +907,7 @@ class Settings(_Part):
     seed: int = _field(0, "decides everything random in the run", _seed)
     minutes: float = _field(
         0.0,
-        "to spend on a run of IADD, which a plan for this machine fills; 0: "
+        "to spend on a run, which a plan for this machine fills; 0: "
         "the other fields decide",
         _not_negative,
     )

@@ -19,8 +19,15 @@ from ddjax.runs import d2m
 
 def run(asked: launch.Asked) -> None:
     """The whole pipeline of one config."""
-    d2m.run(asked.settings, asked.workdir, asked.shared, asked.command)
+    d2m.run(
+        asked.settings,
+        asked.workdir,
+        asked.shared,
+        asked.command,
+        fixed=asked.fixed,
+        plan_only=asked.plan,
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(launch.main(run, __doc__))
+    sys.exit(launch.main(run, __doc__, planned=True))

@@ -96,8 +96,8 @@ def main(
         found = asked(sys.argv)
         if not planned and (found.settings.minutes or found.plan):
             raise InputError(
-                "minutes= and --plan are for experiments/iadd.py, whose runs "
-                "they plan"
+                "minutes= and --plan are for experiments/iadd.py and d2m.py, "
+                "whose runs they plan"
             )
         if found.processes is not None:
             if not spread:

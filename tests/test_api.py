@@ -332,5 +332,9 @@ def test_minutes_leave_alone_what_is_given(monkeypatch, tmp_path):
     monkeypatch.setattr(api, "load", lambda folder: folder)
     api.distill("digits", minutes=3, root=tmp_path, **{"model.width": 8})
     assert set(found["fixed"]) == {"minutes", "model.width"}
-    with pytest.raises(InputError, match="minutes= plans runs of IADD"):
-        api.distill("digits", minutes=3, method="d2m", root=tmp_path)
+    monkeypatch.setitem(
+        api._METHODS, "d2m", lambda *args, **how: found.update(how)
+    )
+    # How long tests are is not the user's word, but ipc's.
+    api.distill("digits", ipc=3, method="d2m", minutes=3, root=tmp_path)
+    assert found["fixed"] == ("minutes",)

@@ -136,20 +136,20 @@ def test_too_few_minutes_are_refused_with_a_number_that_suffices(task):
 
 def test_memory_and_disk_are_looked_at(monkeypatch):
     small = plan.Plan(ASKED, {}, {}, 10**6, 10**6)
-    plan._check_room(small)
+    plan.check_room(small)
     monkeypatch.setattr(plan.files, "memory", lambda: 10**6)
     with pytest.raises(InputError, match=r"model\.width or iadd\.batch_size"):
-        plan._check_room(small)
+        plan.check_room(small)
     large = plan.Plan(ASKED, {}, {}, 0, 10**18)
     with pytest.raises(InputError, match=r"lower teacher\.count"):
-        plan._check_room(large)
+        plan.check_room(large)
 
 
 def test_a_teacher_has_risen():
     rising = [0.1, 0.3, 0.5, 0.7, 0.8, 0.8, 0.8, 0.79, 0.8]
-    assert 4 <= plan._risen(rising) <= 7
-    assert plan._risen([0.1, 0.2, 0.3, 0.4]) == 3
-    assert plan._risen([0.1, 0.2]) == 1
+    assert 4 <= plan.risen(rising) <= 7
+    assert plan.risen([0.1, 0.2, 0.3, 0.4]) == 3
+    assert plan.risen([0.1, 0.2]) == 1
 
 
 def test_the_pilot_is_the_first_teacher(pilot, task, tmp_path):

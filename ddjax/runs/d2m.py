@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ddjax import (
     d2m,
     evaluate,
     files,
+    hosts,
     metrics,
     models,
     parallel,
@@ -34,6 +35,7 @@ from ddjax.runs import (
     choose,
     gan,
     loop,
+    plan_d2m,
     prepare,
     protocols,
     scores,
@@ -65,6 +67,9 @@ def run(
     folder: Path,
     shared: workdir.Shared,
     command: str = "",
+    *,
+    fixed: Collection[str] = (),
+    plan_only: bool = False,
 ) -> None:
     """The whole pipeline, or what of it is still to be done.
 
@@ -73,19 +78,19 @@ def run(
       folder: of the run.
       shared: where data, teachers and generators lie.
       command: what repeats the run, for its page.
+      fixed: dotted names that a plan leaves as they are.
+      plan_only: print the plan of ``minutes`` and stop.
 
     Raises:
       InputError: the settings do not fit the data, the folder holds another
         run, or the run has left the numbers.
     """
-    if settings.minutes:
-        raise InputError(
-            "minutes= plans runs of IADD: of D2M, set gan.iterations and "
-            "d2m.iterations"
-        )
+    _check_plan(settings, plan_only)
     source, source_hash = _source(settings.d2m, folder)
     if workdir.is_complete(settings, folder, "d2m"):
-        prepare.check_finished(settings, folder, shared.data)
+        prepare.check_finished(
+            workdir.as_run(settings, folder), folder, shared.data
+        )
         return
     task = prepare.task(
         settings.data, settings.model, settings.seed, shared.data
@@ -102,6 +107,12 @@ def run(
         _check_source(source, given, task)
     else:
         gan.networks_of(settings.gan, task)
+    asked, decided = settings, None
+    if settings.minutes:
+        decided = _planned(settings, folder, task, fixed)
+        settings = settings.changed(decided)
+    if plan_only:
+        return
     # Only now, when the settings have proved possible, is the folder taken.
     with workdir.claimed(
         settings,
@@ -109,6 +120,8 @@ def run(
         "d2m",
         task.splits,
         command,
+        decided
+        and {"asked": workdir.described(asked, "d2m"), "fields": decided},
         more={"generator": source_hash} if source_hash else {},
     ):
         given = gan.of_run(settings, folder, task, shared, given)
@@ -116,6 +129,45 @@ def run(
         distil(settings, folder, task, given, draw_network)
         conclude(settings, folder, task, given, shared.teachers)
     print(f"report: {folder / 'report.html'}")
+
+
+def _check_plan(settings: Settings, plan_only: bool) -> None:
+    """InputError where there is nothing to plan, or no time to fill."""
+    if plan_only and not settings.minutes:
+        raise InputError(
+            "--plan of D2M lays out the minutes that it is given: add "
+            "--config.minutes=30, or minutes=30 after the colon of folder.py"
+        )
+    if settings.minutes and settings.d2m.generator:
+        raise InputError(
+            "minutes= plans a pre-training, and d2m.generator leaves it out: "
+            "give one of them, and set d2m.iterations"
+        )
+    if settings.minutes and settings.d2m.networks == "random":
+        raise InputError(
+            "minutes= plans teachers, and d2m.networks=random has none: set "
+            "gan.iterations and d2m.iterations in place of minutes"
+        )
+    if settings.minutes and hosts.count() > 1:
+        raise InputError(
+            "minutes= measures one process: leave out --processes, or minutes"
+        )
+
+
+def _planned(settings, folder, task, fixed) -> dict[str, Any]:
+    """{dotted name: value}, as decided before or by measuring now."""
+    decided = workdir.planned(settings, folder)
+    if decided:
+        print("going on by the plan in config.json")
+        return decided
+
+    def first_groups(planned, network):
+        groups = Groups(planned.d2m, planned.seed, task, lambda key: network)
+        return groups(0)
+
+    found = plan_d2m.decide(settings, task, first_groups, fixed)
+    print("plan", *plan_d2m.lines(found), sep="\n", flush=True)
+    return found.fields
 
 
 def _source(part: D2m, folder: Path) -> tuple[Path | None, str | None]:

@@ -27,7 +27,11 @@ from ddjax.types import Batch, InputError
 
 __all__ = [
     "Networks",
+    "artifact_of",
+    "averaged",
     "classification_accuracy",
+    "first_batch",
+    "images_of_a_look",
     "kept_copy",
     "networks_of",
     "of_run",
@@ -234,7 +238,7 @@ def _pretrain(settings, task, networks, folder):
     devices = parallel.even(part.batch_size)
 
     def look(state, step):
-        apply, params = _averaged(part, state, networks.generator)
+        apply, params = averaged(part, state, networks.generator)
         images, labels = sample_grid(settings.seed, apply, params)
         with files.atomic_write(folder / "samples" / f"{step:07d}.npz") as file:
             np.savez(file, images=images, labels=labels)
@@ -248,7 +252,7 @@ def _pretrain(settings, task, networks, folder):
             jax.random.fold_in(key, _LOOKS),
             scores.held_out(task),
         )
-        found = _artifact(task, apply, params, {})
+        found = artifact_of(task, apply, params, {})
         artifact.save_generator(_look_path(folder, step), found)
         return scores.held_out_row(score)
 
@@ -289,8 +293,8 @@ def _looks_since_best(settings, folder, step) -> int:
 
 def _kept(settings, task, networks, folder, state, shaped_by):
     """(the generator that is the result, whether its training was cut)."""
-    apply, params = _averaged(settings.gan, state, networks.generator)
-    found = _artifact(task, apply, params, shaped_by)
+    apply, params = averaged(settings.gan, state, networks.generator)
+    found = artifact_of(task, apply, params, shaped_by)
     if not settings.gan.patience:
         return found, None
     step, cut = selected(settings, folder)
@@ -308,7 +312,13 @@ def selected(settings: Settings, folder: Path) -> tuple[int, bool]:
     return step, since < settings.gan.patience
 
 
-def _artifact(task, apply, params, shaped_by):
+def artifact_of(
+    task: prepare.Task,
+    apply: biggan.GenApply,
+    params: Any,
+    shaped_by: dict[str, Any],
+) -> artifact.GeneratorArtifact:
+    """A pre-trained generator as its file holds it."""
     return artifact.GeneratorArtifact(
         apply,
         params,
@@ -319,6 +329,14 @@ def _artifact(task, apply, params, shaped_by):
             "shaped_by": shaped_by,
         },
     )
+
+
+def first_batch(settings: Settings, task: prepare.Task) -> Batch:
+    """What one device sees in an update, of the form [t b ..]."""
+    data = task.splits.train
+    by_class = classes.ByClass(data.labels, task.num_classes)
+    drawn = _draw(settings.gan, data, by_class, jax.random.key(settings.seed))
+    return jax.tree.map(lambda leaf: leaf[0], drawn)
 
 
 def _draw(part: Gan, data, by_class, key) -> Batch:
@@ -364,7 +382,9 @@ def sample_grid(
     return np.asarray(jax.jit(apply)(params, noise, labels)), labels
 
 
-def _averaged(part: Gan, state, generator):
+def averaged(
+    part: Gan, state: gan.GanState, generator: biggan.Generator
+) -> tuple[biggan.GenApply, Any]:
     """``gan.averaged`` over batches as large as a device's in training."""
     size = part.batch_size // parallel.device_count()
     return gan.averaged(state, generator, size)
@@ -390,6 +410,21 @@ _MEASURED = 2000  # images on each side of the Frechet distance
 _HELD = 1 << 28  # values of an epoch's images, a gigabyte
 
 
+def images_of_a_look(settings: Settings, task: prepare.Task) -> int:
+    """Images that are made for an epoch of ``classification_accuracy``.
+
+    As many as there are real ones, or as an epoch looks at where that is
+    fewer, and as fit in a gigabyte; the same number of each class.
+    """
+    recipe = teachers.recipe_of(settings.teacher)
+    most = len(task.splits.train.labels)
+    most = min(most, _HELD // int(np.prod(task.image_shape)))
+    if recipe.epoch_steps:
+        most = min(most, recipe.epoch_steps * recipe.batch_size)
+    k = task.num_classes
+    return k * max(1, round(most / k))
+
+
 def classification_accuracy(
     settings: Settings,
     task: prepare.Task,
@@ -400,8 +435,8 @@ def classification_accuracy(
 ) -> evaluate.EvalResult:
     """The accuracy of networks that saw generated images alone.
 
-    They are trained as long as the teachers are, on as many images (as fit in
-    a gigabyte), fresh ones for every epoch (Ravuri and Vinyals, NeurIPS 2019).
+    They are trained as long as the teachers are, on fresh images for every
+    epoch (Ravuri and Vinyals, NeurIPS 2019).
 
     Args:
       settings: the teacher and evaluate parts count.
@@ -411,15 +446,13 @@ def classification_accuracy(
       key: decides the networks and their images.
       score: of ``scores.held_out``, or what tests on the test images.
     """
-    size = int(np.prod(task.image_shape))
-    most = min(len(task.splits.train.labels), _HELD // size)
     return score(
         key,
         protocols.generated_epoch(
             apply,
             params,
             task.preprocessing,
-            max(1, round(most / task.num_classes)),
+            images_of_a_look(settings, task) // task.num_classes,
         ),
         recipe=teachers.recipe_of(settings.teacher),
         learning_rate=settings.teacher.learning_rate,

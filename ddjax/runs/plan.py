@@ -25,7 +25,24 @@ from ddjax.runs import ceiling, prepare, probe, teachers
 from ddjax.settings import BASELINES, Evaluate, Settings
 from ddjax.types import InputError, Params
 
-__all__ = ["Plan", "decide", "estimate", "lines"]
+__all__ = [
+    "FIXED_SECONDS",
+    "FULL_DATA_SHARE",
+    "SEARCHES",
+    "SNAPSHOT_STEPS",
+    "Plan",
+    "check_minutes",
+    "check_room",
+    "decide",
+    "disk_of",
+    "estimate",
+    "lines",
+    "needs",
+    "risen",
+    "rows_of",
+    "teacher_batch",
+    "whole_data_step",
+]
 
 # An image of an update costs so many of plain training, about.
 _UPDATE_COST = 2.2
@@ -40,7 +57,7 @@ _TESTS = (
     (1, (), 150),
 )
 
-_SNAPSHOT_STEPS = 20
+SNAPSHOT_STEPS = 20
 _BATCH = 50  # distilled images in a student's step, at most
 _SPANS = (1, 2, 4)
 _MOST_TEACHERS, _LEAST_TEACHERS = 20, 2
@@ -53,11 +70,11 @@ _LARGE_SIDE = 64  # pixels, from which images may be made smaller
 # Of the minutes. What is left, about half, is for the updates.
 _UPDATES_SHARE = 0.4
 _PILOT_SHARE, _TEACHERS_SHARE, _TESTS_SHARE = 0.07, 0.20, 0.25
-_FULL_DATA_SHARE = 0.08
+FULL_DATA_SHARE = 0.08
 # Imports, data, compilation of what is not measured, and the page.
-_FIXED_SECONDS = 25
+FIXED_SECONDS = 25
 # The search for the length on the whole data, in networks of its bound.
-_SEARCHES = 2.25
+SEARCHES = 2.25
 _CHUNK_STEPS = 4  # teacher's steps that one of a student may stand for, at most
 
 
@@ -110,11 +127,7 @@ def decide(
     """
     begin = time.perf_counter()
     total = 60 * asked.minutes
-    if total < _FIXED_SECONDS:
-        raise InputError(
-            f"minutes={asked.minutes:g} are less than a start and a page take, "
-            "about half a minute: give at least minutes=2, for small images"
-        )
+    check_minutes(asked)
     images = min(asked.iadd.ipc * task.num_classes, _BATCH)
     looks, _, epochs = _TESTS[-1]
     widest, fields = asked.model.width, {}
@@ -164,7 +177,7 @@ def decide(
             f"{math.ceil(plan.minutes + missing)}, or lower data.size"
             + (" or iadd.ipc" if asked.iadd.ipc > 1 else "")
         )
-    _check_room(plan)
+    check_room(plan)
     return plan, task
 
 
@@ -181,7 +194,6 @@ def _may_shrink(asked, task, fixed) -> bool:
 
 def _at_width(asked, task, test, fixed, total, begin) -> Plan:
     """The plan with the network as it is."""
-    images = len(task.splits.train.labels)
     ipc = asked.iadd.ipc
     fields: dict[str, Any] = {"model.width": asked.model.width}
 
@@ -192,11 +204,9 @@ def _at_width(asked, task, test, fixed, total, begin) -> Plan:
                 fields[name] = value
         return asked.changed(fields)
 
-    # An epoch of at least eight steps, of batches as the literature's at most.
-    batch = 2 ** int(math.log2(max(16, min(128, images // 8))))
     planned = put(
-        teacher__batch_size=min(batch, images),
-        teacher__snapshot_steps=_SNAPSHOT_STEPS,
+        teacher__batch_size=teacher_batch(task),
+        teacher__snapshot_steps=SNAPSHOT_STEPS,
         iadd__max_start=0,
         iadd__span=1,
     )
@@ -210,7 +220,7 @@ def _at_width(asked, task, test, fixed, total, begin) -> Plan:
         most=_PILOT_SHARE * total,
         least=max(_SPANS) + 3,
     )
-    last = _risen(pilot.scores)
+    last = risen(pilot.scores)
     spans = [span for span in _SPANS if span < len(pilot.snapshots)]
     found = {
         span: values
@@ -252,16 +262,16 @@ def _at_width(asked, task, test, fixed, total, begin) -> Plan:
         tests = _tests(planned.evaluate) * test.seconds(planned.evaluate.epochs)
         if tests <= _TESTS_SHARE * total:
             break
-    each = _whole_data_step(planned, pilot) * (networks + _SEARCHES)
+    each = whole_data_step(planned, pilot) * (networks + SEARCHES)
     planned = put(
-        evaluate__full_steps=max(100, int(_FULL_DATA_SHARE * total / each)),
+        evaluate__full_steps=max(100, int(FULL_DATA_SHARE * total / each)),
     )
     seconds = {
         "plan": 0.0,
         "teachers": count * last * pilot.seconds,
         "tests": tests + 2 * test.compile,
         "full data": planned.evaluate.full_steps * each + 3 * test.compile,
-        "start and page": _FIXED_SECONDS,
+        "start and page": FIXED_SECONDS,
     }
 
     # The updates have what is left: longer students first, if there are
@@ -295,12 +305,28 @@ def _at_width(asked, task, test, fixed, total, begin) -> Plan:
         fields,
         seconds,
         int(update.memory * length / shortest),
-        _disk(pilot.snapshots[0], planned),
+        disk_of(pilot.snapshots[0], planned),
         found,
     )
 
 
-def _whole_data_step(settings: Settings, pilot: probe.Pilot) -> float:
+def check_minutes(asked: Settings) -> None:
+    """InputError where a start alone takes as long."""
+    if 60 * asked.minutes < FIXED_SECONDS:
+        raise InputError(
+            f"minutes={asked.minutes:g} are less than a start and a page take, "
+            "about half a minute: give at least minutes=2, for small images"
+        )
+
+
+def teacher_batch(task: prepare.Task) -> int:
+    """Images in a teacher's step: an epoch has at least eight steps, of
+    batches as the literature's at most."""
+    images = len(task.splits.train.labels)
+    return min(2 ** int(math.log2(max(16, min(128, images // 8)))), images)
+
+
+def whole_data_step(settings: Settings, pilot: probe.Pilot) -> float:
     """Seconds of a step of a network on the whole data."""
     part = settings.teacher
     images = part.batch_size * (part.snapshot_steps or 1)
@@ -330,8 +356,8 @@ def estimate(settings: Settings, task: prepare.Task) -> Plan:
     )
     update = probe.update_cost(settings, task, pilot)
     evaluation = settings.evaluate
-    networks = evaluation.networks + _SEARCHES
-    whole = networks * evaluation.full_steps * _whole_data_step(short, pilot)
+    networks = evaluation.networks + SEARCHES
+    whole = networks * evaluation.full_steps * whole_data_step(short, pilot)
     seconds = {
         "plan": time.perf_counter() - begin,
         "teachers": teacher.count * steps * pilot.seconds / _ESTIMATE_STEPS,
@@ -339,9 +365,9 @@ def estimate(settings: Settings, task: prepare.Task) -> Plan:
         "tests": _tests(evaluation) * test.seconds(evaluation.epochs)
         + 2 * test.compile,
         "full data": whole + 3 * test.compile,
-        "start and page": _FIXED_SECONDS,
+        "start and page": FIXED_SECONDS,
     }
-    disk = _disk(pilot.snapshots[0], settings)
+    disk = disk_of(pilot.snapshots[0], settings)
     return Plan(settings, {}, seconds, update.memory, disk)
 
 
@@ -356,14 +382,14 @@ def _tests(part: Evaluate) -> int:
     return networks * len(part.model_names)
 
 
-def _disk(params: Params, settings: Settings) -> int:
+def disk_of(params: Params, settings: Settings) -> int:
     """Bytes of all snapshots."""
     size = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
     epochs = settings.iadd.stored_epochs + 1
     return 4 * size * settings.teacher.count * epochs
 
 
-def _risen(found: list[float]) -> int:
+def risen(found: list[float]) -> int:
     """The first snapshot that is as good as the best, but for a little."""
     smooth = np.convolve(found, np.ones(3) / 3, "valid")
     if not len(smooth):
@@ -375,12 +401,16 @@ def _risen(found: list[float]) -> int:
 # Room ------------------------------------------------------------------------
 
 
-def _check_room(plan: Plan, folder: Path = Path(".")) -> None:
+def check_room(
+    plan: Plan,
+    folder: Path = Path("."),
+    remedy: str = "model.width or iadd.batch_size",
+) -> None:
     """InputError where memory or disk do not suffice."""
     if jax.default_backend() == "cpu" and plan.memory > 0.9 * files.memory():
         raise InputError(
             f"an update needs {_size(plan.memory)} of memory and this machine "
-            f"has {_size(files.memory())}: lower model.width or iadd.batch_size"
+            f"has {_size(files.memory())}: lower {remedy}"
         )
     free = shutil.disk_usage(folder).free
     if plan.disk > 0.9 * free:
@@ -422,6 +452,13 @@ def lines(plan: Plan) -> Iterator[str]:
         "updates": f"{chosen.iadd.iterations}",
         "tests": f"{chosen.evaluate.networks} networks a row, "
         f"{chosen.evaluate.epochs} epochs",
+    }
+    yield from rows_of(rows | needs(plan))
+
+
+def needs(plan: Plan) -> dict[str, str]:
+    """What a plan takes, and until when, for a person to read."""
+    return {
         "memory": f"{_size(plan.memory)} at the peak of an update",
         "disk": _size(plan.disk),
         "minutes": " + ".join(
@@ -435,6 +472,10 @@ def lines(plan: Plan) -> Iterator[str]:
             ),
         ),
     }
+
+
+def rows_of(rows: dict[str, str]) -> Iterator[str]:
+    """The lines of a table of two columns; rows without a value are none."""
     for name, value in rows.items():
         if value:
             yield f"  {name:9} {value}"

@@ -200,7 +200,8 @@ def planned(settings: Settings, workdir: Path) -> dict[str, Any] | None:
     plan = (_config_of(workdir) or {}).get("plan")
     if not plan:
         return None
-    asked = described(settings, "iadd")
+    method = "d2m" if "d2m.rate" in plan["asked"] else "iadd"
+    asked = described(settings, method)
     same = all(
         plan["asked"].get(field) == value
         for field, value in asked.items()

@@ -1,0 +1,298 @@
+"""A plan of D2M: a generator for the minutes that a user has, on this machine.
+
+A probe trains one teacher for a while, makes one update of the pre-training
+and one of the distillation, and draws some images; from what they took the plan
+decides how many teachers there are, how many updates either stage makes, and
+how long networks are tested. Pre-training gets most: a generator that was
+trained for too short a time is the method's first limit, and it ends by itself
+where held-out images show no more gain.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ddjax import artifact, d2m, gan, training
+from ddjax.runs import gan as gan_run
+from ddjax.runs import plan, prepare, probe, protocols
+from ddjax.settings import BASELINES, Settings
+from ddjax.types import InputError, Params
+
+__all__ = ["decide", "lines"]
+
+_PATIENCE = 2  # looks without a better score that end a pre-training
+_MOST_PRETRAINING, _LEAST_PRETRAINING = 20_000, 100
+_MOST_UPDATES, _LEAST_UPDATES = 400, 20
+_LOOKS = 4, 10  # of a pre-training, least and most
+# What is chosen, what else stands beside, looks, and the share of the epochs
+# asked for that networks are trained; the first that fits.
+_TESTS = (
+    (True, BASELINES, 3, 1.0),
+    (True, BASELINES, 2, 0.5),
+    (True, BASELINES[:1], 2, 0.3),
+    (False, BASELINES[:1], 1, 0.3),
+    (False, (), 1, 0.2),
+)
+# Of the minutes. What is left, half at least, is for the generator.
+_PILOT_SHARE, _TEACHERS_SHARE, _TESTS_SHARE = 0.05, 0.08, 0.25
+_LOOKS_SHARE = 0.12
+_DISTILLING_SHARE = 0.25  # of what is left
+_MOST_TEACHERS, _LEAST_TEACHERS = 10, 2
+_CANDIDATES = 50  # images that are made for each that is chosen
+
+
+class _Cost(NamedTuple):
+    """Seconds of an update, and before the first; bytes at its peak."""
+
+    seconds: float
+    compile: float
+    memory: int
+
+
+def decide(
+    asked: Settings,
+    task: prepare.Task,
+    first_groups: Callable[[Settings, Params], d2m.Group],
+    fixed: Collection[str] = (),
+) -> plan.Plan:
+    """Measures this machine and lays a run of D2M out.
+
+    Args:
+      asked: with ``minutes``.
+      task: data and network.
+      first_groups: (settings, a network's params) to what an update of the
+        distillation is made of.
+      fixed: dotted names that the user has set and the plan leaves alone.
+
+    Raises:
+      InputError: the minutes are too few, or memory or disk do not suffice;
+        the sentence names the field to change.
+    """
+    begin = time.perf_counter()
+    total = 60 * asked.minutes
+    plan.check_minutes(asked)
+    fields: dict[str, Any] = {}
+
+    def put(**values):
+        for name, value in values.items():
+            name = name.replace("__", ".")
+            if name not in fixed:
+                fields[name] = value
+        return asked.changed(fields)
+
+    planned = put(
+        teacher__batch_size=plan.teacher_batch(task),
+        teacher__snapshot_steps=plan.SNAPSHOT_STEPS,
+        iadd__span=1,
+        iadd__max_start=1,
+        gan__patience=_PATIENCE,
+    )
+    data, left = task.training_data(planned.teacher.class_weights)
+    pilot = probe.fly(
+        planned, task, data, left, most=_PILOT_SHARE * total, least=4
+    )
+    last = max(2, plan.risen(pilot.scores))
+    count = int(_TEACHERS_SHARE * total / (last * pilot.seconds))
+    planned = put(
+        iadd__max_start=last - planned.iadd.span,
+        teacher__epochs=last,
+        teacher__count=min(max(count, _LEAST_TEACHERS), _MOST_TEACHERS),
+    )
+    stored = planned.iadd.stored_epochs
+
+    found = _generator(planned, task)
+    drawing = _seconds_of_images(found)
+    pretraining = _pretraining_cost(planned, task)
+    groups = first_groups(planned, pilot.snapshots[-1])
+    distilling = _distilling_cost(planned, task, found, groups)
+
+    # A row of so many images is trained on at this pace, as many as the middle
+    # one of d2m.ipcs has being timed.
+    middle = planned.d2m.middle_ipc
+    test = probe.test_cost(planned.changed({"iadd.ipc": middle}), task)
+    for chosen, picks, looks, share in _TESTS:
+        epochs = [
+            max(1, round(share * of)) for of in asked.d2m.epochs_of.values()
+        ]
+        planned = put(
+            d2m__epochs=",".join(map(str, epochs)),
+            d2m__choose=asked.d2m.choose if chosen else "none",
+            evaluate__looks=looks,
+            evaluate__look_networks=2,
+            evaluate__baselines=",".join(picks),
+        )
+        tests = _tests(planned, task.num_classes, test, drawing)
+        if tests <= _TESTS_SHARE * total:
+            break
+    networks = planned.evaluate.networks + plan.SEARCHES
+    each = plan.whole_data_step(planned, pilot) * networks
+    planned = put(
+        evaluate__full_steps=max(100, int(plan.FULL_DATA_SHARE * total / each)),
+    )
+    # A look trains networks as long as a teacher, on fresh images.
+    images = gan_run.images_of_a_look(planned, task)
+    look = planned.evaluate.look_networks * stored
+    look *= pilot.seconds + images * drawing
+    gan_looks = min(max(int(_LOOKS_SHARE * total / look), _LOOKS[0]), _LOOKS[1])
+    planned = put(gan__looks=gan_looks)
+    seconds = {
+        "plan": 0.0,
+        "teachers": planned.teacher.count * stored * pilot.seconds,
+        # Its quality at the end is one more.
+        "looks of pre-training": (planned.gan.looks + 1) * look + test.compile,
+        "tests": tests + 2 * test.compile,
+        "full data": planned.evaluate.full_steps * each + 3 * test.compile,
+        "start and pages": 2 * plan.FIXED_SECONDS,
+    }
+    seconds["plan"] = time.perf_counter() - begin
+    rest = total - sum(seconds.values())
+    rest -= pretraining.compile + distilling.compile
+    updates = int(_DISTILLING_SHARE * rest / distilling.seconds)
+    planned = put(
+        d2m__iterations=min(max(updates, _LEAST_UPDATES), _MOST_UPDATES)
+    )
+    rest -= planned.d2m.iterations * distilling.seconds
+    updates = int(rest / pretraining.seconds)
+    planned = put(
+        gan__iterations=min(max(updates, 1), _MOST_PRETRAINING),
+    )
+    made = planned.gan.iterations
+    planned = put(log__checkpoint_every=max(5, made // 10))
+    seconds |= {
+        "pre-training": made * pretraining.seconds + pretraining.compile,
+        "distilling": planned.d2m.iterations * distilling.seconds
+        + distilling.compile,
+    }
+    result = plan.Plan(
+        planned,
+        fields,
+        seconds,
+        max(pretraining.memory, distilling.memory),
+        plan.disk_of(pilot.snapshots[0], planned),
+    )
+    if made < min(_LEAST_PRETRAINING, updates + 1) or updates < 1:
+        missing = (_LEAST_PRETRAINING - updates) * pretraining.seconds / 60
+        raise InputError(
+            f"minutes={asked.minutes:g} do not suffice for a generator of this "
+            f"set on this machine, {_LEAST_PRETRAINING} updates of pre-training"
+            " are the least: give minutes="
+            f"{math.ceil(asked.minutes + missing)}, or lower data.size"
+        )
+    plan.check_room(result, remedy="gan.width, gan.batch_size or d2m.per_class")
+    return result
+
+
+def _tests(settings, k, test, drawing) -> float:
+    """Seconds of all rows of eval.json but that of the whole data."""
+    part, middle = settings.evaluate, settings.d2m.middle_ipc
+    of_one = test.per_epoch / (middle * k)  # an image, once
+    per_network = 0.0
+    epochs = settings.d2m.epochs_of
+    for ipc, count in epochs.items():
+        row = test.constant + count * ipc * k * of_one
+        made = ipc * k * drawing
+        # Drawn and chosen, of both sides; random real images, and picks.
+        ways = 1 if settings.d2m.choose == "none" else 2
+        per_network += (2 * ways + 1 + len(part.baseline_names)) * row
+        per_network += 2 * (ways - 1) * _CANDIDATES * made
+    stream = settings.d2m.stream_ipc * k
+    per_network += 2 * (
+        test.constant + epochs[max(epochs)] * stream * (of_one + drawing)
+    )
+    looks = (part.looks + 1) * part.look_networks
+    each_look = epochs[middle] * middle * k * of_one + test.constant
+    models = len(part.model_names)
+    return part.networks * models * per_network + looks * each_look
+
+
+def _generator(settings, task) -> artifact.GeneratorArtifact:
+    """An untrained one, in the form that images are made by."""
+    networks = gan_run.networks_of(settings.gan, task)
+    state = _first_state(settings, networks)
+    apply, params = gan_run.averaged(settings.gan, state, networks.generator)
+    return gan_run.artifact_of(task, apply, params, {})
+
+
+def _first_state(settings, networks):
+    init = jax.jit(lambda key: gan.init_state(key, *networks, settings.gan))
+    return init(jax.random.key(0))
+
+
+def _seconds_of_images(found) -> float:
+    """To make one image, of many."""
+    labels = np.zeros(protocols.AT_ONCE, np.int32)
+    for _ in range(2):  # the first compiles
+        since = time.perf_counter()
+        jax.block_until_ready(
+            protocols.make(found.apply, found.params, jax.random.key(0), labels)
+        )
+        seconds = time.perf_counter() - since
+    return seconds / len(labels)
+
+
+def _pretraining_cost(settings, task) -> _Cost:
+    networks = gan_run.networks_of(settings.gan, task)
+    batch = gan_run.first_batch(settings, task)
+    update = functools.partial(
+        gan.update,
+        generator=networks.generator,
+        critic=networks.critic,
+        settings=settings.gan,
+    )
+    return _timed(update, _first_state(settings, networks), batch)
+
+
+def _distilling_cost(settings, task, found, groups) -> _Cost:
+    update = functools.partial(
+        d2m.update,
+        gen_apply=found.apply,
+        apply_fn=training.apply_fn_of(task.module),
+        preprocessing=task.preprocessing,
+        settings=settings.d2m,
+    )
+    state = d2m.init_state(jax.random.key(0), found.params, settings.d2m)
+    return _timed(update, state, groups)
+
+
+def _timed(update, state, batch) -> _Cost:
+    """One update, compiled and timed."""
+    since = time.perf_counter()
+    compiled = jax.jit(update).lower(state, batch).compile()
+    compile_seconds = time.perf_counter() - since
+    spent = []
+    for _ in range(3):
+        since = time.perf_counter()
+        jax.block_until_ready(compiled(state, batch))
+        spent.append(time.perf_counter() - since)
+    found = compiled.memory_analysis()
+    memory = 0
+    if found is not None:
+        memory = found.temp_size_in_bytes + found.argument_size_in_bytes
+    return _Cost(float(np.median(spent)), compile_seconds, memory)
+
+
+def lines(found: plan.Plan) -> Iterator[str]:
+    """A plan for a person to read."""
+    chosen = found.settings
+    rows = {
+        "teachers": f"{chosen.teacher.count}, each "
+        f"{chosen.iadd.stored_epochs} snapshots of "
+        f"{chosen.teacher.snapshot_steps or 'all'} steps",
+        "generator": f"of width {chosen.gan.width}; "
+        f"{chosen.gan.iterations} updates of pre-training at most, until "
+        f"{chosen.gan.patience} of {chosen.gan.looks} looks show no gain",
+        "updates": f"{chosen.d2m.iterations} of D2M",
+        "tests": f"{chosen.evaluate.networks} networks a row; "
+        + ", ".join(
+            f"{ipc} a class: {epochs} epochs"
+            for ipc, epochs in chosen.d2m.epochs_of.items()
+        ),
+    }
+    yield from plan.rows_of(rows | plan.needs(found))

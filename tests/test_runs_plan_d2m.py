@@ -1,0 +1,120 @@
+"""Plans of D2M: a generator for the minutes asked for."""
+
+import json
+
+import numpy as np
+import pytest
+from small import D2M
+
+from ddjax import artifact, parallel
+from ddjax.runs import d2m, plan_d2m, prepare
+from ddjax.runs.workdir import Shared
+from ddjax.settings import Settings
+from ddjax.types import InputError
+
+# What a plan leaves alone, so that its run is a matter of seconds.
+FIXED = {
+    "teacher.count": 2,
+    "gan.iterations": 6,
+    "gan.looks": 2,
+    "d2m.iterations": 4,
+    "d2m.ipcs": "1",
+    "d2m.epochs": "4",
+    "d2m.choose": "none",
+    "evaluate.looks": 1,
+    "evaluate.networks": 2,
+    "evaluate.baselines": "",
+    "evaluate.full_steps": 8,
+}
+ASKED = Settings.of(D2M | FIXED | {"data.source": "digits", "minutes": 2.0})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "device_count", lambda: 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A planned run: its folder, and how to ask for it again."""
+    folder = tmp_path_factory.mktemp("planned")
+    shared = Shared(*(folder / n for n in ("teachers", "data", "generators")))
+
+    def again(settings=ASKED, name="run", **how):
+        d2m.run(settings, folder / name, shared, "", fixed=FIXED, **how)
+        return folder / name
+
+    return again(), again
+
+
+def test_the_plan_is_kept_and_what_is_fixed_stays(run):
+    folder, _ = run
+    found = json.loads((folder / "config.json").read_text())
+    assert found["plan"]["asked"]["gan.patience"] == 0
+    decided = found["plan"]["fields"]
+    assert not set(decided) & set(FIXED)
+    assert decided["gan.patience"] == 2
+    assert {"teacher.epochs", "iadd.max_start"} <= set(decided)
+    for name, value in (decided | FIXED).items():
+        assert found["config"][name] == value
+    assert "planned for 2 minutes" in (folder / "report.html").read_text()
+
+
+def test_a_planned_run_goes_on_by_its_plan(run, monkeypatch, capsys):
+    folder, again = run
+    monkeypatch.setattr(plan_d2m, "decide", None)  # would raise
+    again()
+    assert "complete" in capsys.readouterr().out
+    killed = folder.parent / "killed"
+    killed.mkdir()
+    (killed / "config.json").write_text((folder / "config.json").read_text())
+    again(name="killed")
+    one, other = (
+        artifact.load_generator(where / "generator" / "distilled.npz").params
+        for where in (folder, killed)
+    )
+    np.testing.assert_equal(one, other)
+
+
+@pytest.fixture(scope="module")
+def decide(tmp_path_factory):
+    """Plans with fields changed, on digits."""
+    task = prepare.task(
+        ASKED.data, ASKED.model, 0, tmp_path_factory.mktemp("data")
+    )
+
+    def first_groups(planned, network):
+        return d2m.Groups(planned.d2m, 0, task, lambda key: network)(0)
+
+    def with_fields(**fields):
+        asked = Settings.of(
+            D2M | {"data.source": "digits", "evaluate.networks": 2} | fields
+        )
+        return plan_d2m.decide(asked, task, first_groups)
+
+    return with_fields
+
+
+def test_more_minutes_are_more_updates_within_them(decide):
+    short, long = (decide(minutes=minutes) for minutes in (4.0, 16.0))
+    assert short.minutes < 1.1 * 4 and long.minutes < 1.1 * 16
+    assert long.settings.gan.iterations > short.settings.gan.iterations
+    text = "\n".join(plan_d2m.lines(long))
+    assert f"{long.settings.gan.iterations} updates of pre-training" in text
+    assert "done at" in text
+
+
+def test_what_cannot_be_planned_is_refused(run, decide):
+    _, again = run
+    with pytest.raises(InputError, match="add --config"):
+        again(ASKED.changed({"minutes": 0.0}), plan_only=True)
+    with pytest.raises(InputError, match="leaves it out"):
+        again(ASKED.changed({"d2m.generator": "one.npz"}))
+    with pytest.raises(InputError, match="random has none"):
+        again(ASKED.changed({"d2m.networks": "random"}))
+    with pytest.raises(InputError, match="less than a start"):
+        decide(minutes=0.1)
+    with pytest.raises(InputError, match=r"give minutes=\d+"):
+        decide(minutes=0.9)
