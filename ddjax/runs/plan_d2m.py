@@ -177,7 +177,7 @@ def decide(
         max(pretraining.memory, distilling.memory),
         plan.disk_of(pilot.snapshots[0], planned),
     )
-    if made < min(_LEAST_PRETRAINING, updates + 1) or updates < 1:
+    if updates < _LEAST_PRETRAINING and "gan.iterations" not in fixed:
         missing = (_LEAST_PRETRAINING - updates) * pretraining.seconds / 60
         raise InputError(
             f"minutes={asked.minutes:g} do not suffice for a generator of this "
