@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from ddjax.types import InputError
@@ -81,10 +80,17 @@ def connect(coordinator: str, processes: str, process: int | None) -> None:
             shutdown_timeout_seconds=_HEARTBEAT,
         )
     except (RuntimeError, ValueError) as error:
-        if processes == "auto":
+        if processes == "auto" and isinstance(error, ValueError):
             raise InputError(
                 "JAX finds no cluster here that tells its processes: name them "
                 "with --coordinator=HOST:PORT --processes=N --process=I"
+            ) from error
+        if processes == "auto":
+            cause = str(error).partition("\n")[0][:200]
+            raise InputError(
+                "the processes that the cluster tells of did not meet within "
+                f"{_MEETING} seconds ({cause}): start all of them at once, as "
+                "srun does"
             ) from error
         raise InputError(
             f"process {process} of {processes} did not meet the others at "
@@ -93,6 +99,8 @@ def connect(coordinator: str, processes: str, process: int | None) -> None:
         ) from error
     global _processes, _process
     _processes, _process = jax.process_count(), jax.process_index()
+    if _processes == 1:  # a cluster may have one
+        return
     _watch()
     found = {local.process_index for local in jax.devices()}
     if len(jax.devices()) != len(found) * jax.local_device_count():
@@ -184,14 +192,26 @@ def leave(code: int, said: str = "") -> None:
             _watcher.communicate(b".")
     if not code:
         return
-    client = distributed.global_state.client
     with contextlib.suppress(RuntimeError):
+        client = _client()
         client.key_value_set("ddjax/failed", said, allow_overwrite=True)
         client.wait_at_barrier("ddjax/leaving", 1000 * _LEAVING)
     sys.stdout.flush()
     sys.stderr.flush()
     # JAX would wait at exit for processes that may be stuck in a sum.
     os._exit(code)
+
+
+def _client() -> Any:
+    """What JAX's processes talk through beside their arrays.
+
+    It is not public, and what is does not do: ``multihost_utils`` sums arrays,
+    for which Gloo waits half a minute, and process 0 may work alone for hours.
+    Imported here, so that one process runs without it.
+    """
+    from jax._src import distributed
+
+    return distributed.global_state.client
 
 
 def count() -> int:
@@ -234,7 +254,7 @@ def from_writer(function: Callable[[], Any]) -> Any:
     if count() == 1:
         return function()
     key = f"ddjax/{next(_number)}"
-    client = distributed.global_state.client
+    client = _client()
     if writes():
         found = function()
         client.key_value_set(key, json.dumps(found))
@@ -270,7 +290,7 @@ def barrier() -> None:
     when the last is half a minute later than the first.
     """
     if count() > 1:
-        distributed.global_state.client.wait_at_barrier(
+        _client().wait_at_barrier(
             f"ddjax/together/{next(_barrier)}", 1000 * _TOGETHER
         )
 
