@@ -72,6 +72,19 @@ def connect(coordinator: str, processes: str, process: int | None) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # JAX would take SIGTERM for itself.
     jax.config.update("jax_enable_preemption_service", False)
+    if processes == "auto":
+        late = (
+            "the processes that the cluster tells of did not meet within "
+            f"{_MEETING} seconds: start all of them at once, as srun does"
+        )
+    else:
+        late = (
+            f"process {process} of {processes} did not meet the others at "
+            f"{coordinator}: start all of them, with the same --coordinator, "
+            f"within {_MEETING} seconds"
+        )
+    # JAX aborts a process that has waited in vain.
+    watcher = _watched_by(late)
     try:
         jax.distributed.initialize(
             **members,
@@ -79,29 +92,27 @@ def connect(coordinator: str, processes: str, process: int | None) -> None:
             heartbeat_timeout_seconds=_HEARTBEAT,
             shutdown_timeout_seconds=_HEARTBEAT,
         )
-    except (RuntimeError, ValueError) as error:
-        if processes == "auto" and isinstance(error, ValueError):
-            raise InputError(
-                "JAX finds no cluster here that tells its processes: name them "
-                "with --coordinator=HOST:PORT --processes=N --process=I"
-            ) from error
-        if processes == "auto":
-            cause = str(error).partition("\n")[0][:200]
-            raise InputError(
-                "the processes that the cluster tells of did not meet within "
-                f"{_MEETING} seconds ({cause}): start all of them at once, as "
-                "srun does"
-            ) from error
+    except ValueError as error:
+        if processes != "auto":
+            raise
         raise InputError(
-            f"process {process} of {processes} did not meet the others at "
-            f"{coordinator}: start all of them, with the same --coordinator, "
-            f"within {_MEETING} seconds"
+            "JAX finds no cluster here that tells its processes: name them "
+            "with --coordinator=HOST:PORT --processes=N --process=I"
         ) from error
+    except RuntimeError as error:
+        cause = str(error).partition("\n")[0][:200]
+        raise InputError(f"{late} ({cause})") from error
+    finally:
+        _hush(watcher)
     global _processes, _process
     _processes, _process = jax.process_count(), jax.process_index()
     if _processes == 1:  # a cluster may have one
         return
-    _watch()
+    global _watcher
+    _watcher = _watched_by(
+        f"process {_process} of {_processes} was killed, or stopped by JAX "
+        f"because another process died: {_AGAIN}"
+    )
     found = {local.process_index for local in jax.devices()}
     if len(jax.devices()) != len(found) * jax.local_device_count():
         raise InputError(
@@ -158,21 +169,23 @@ _AGAIN = (
 _LAST_WORD = "import sys; sys.stdin.read(1) or sys.stderr.write(sys.argv[1])"
 
 
-def _watch() -> None:
-    """Has a small process tell what happened should this one be killed.
+def _watched_by(said: str) -> subprocess.Popen:
+    """A small process that tells what happened should this one be killed.
 
-    JAX aborts a process when another has died, and no exception tells of it.
+    JAX aborts a process when another has died or has not come, and no
+    exception tells of it.
     """
-    global _watcher
-    sentence = (
-        f"error: process {index()} of {_processes} was killed, or "
-        f"stopped by JAX because another process died: {_AGAIN}\n"
-    )
-    _watcher = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _LAST_WORD, sentence],
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _LAST_WORD, f"error: {said}\n"],
         stdin=subprocess.PIPE,
         start_new_session=True,
     )
+
+
+def _hush(watcher: subprocess.Popen) -> None:
+    """There is nothing to tell."""
+    with contextlib.suppress(OSError):
+        watcher.communicate(b".")
 
 
 def leave(code: int, said: str = "") -> None:
@@ -188,8 +201,7 @@ def leave(code: int, said: str = "") -> None:
         meet()
         jax.distributed.shutdown()
     if _watcher is not None:
-        with contextlib.suppress(OSError):
-            _watcher.communicate(b".")
+        _hush(_watcher)
     if not code:
         return
     with contextlib.suppress(RuntimeError):

@@ -135,7 +135,7 @@ def test_flags_that_do_not_go_together(
     "raised, words",
     [
         (ValueError("coordinator_address should be defined."), "no cluster"),
-        (RuntimeError("DEADLINE_EXCEEDED: ..\nmore"), "did not meet.*EXCEEDED"),
+        (RuntimeError("it is full\nof words"), "did not meet.*it is full"),
     ],
 )
 def test_clusters_that_do_not_tell(monkeypatch, raised, words):
@@ -147,6 +147,25 @@ def test_clusters_that_do_not_tell(monkeypatch, raised, words):
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     with pytest.raises(InputError, match=words):
         hosts.connect("", "auto", None)
+
+
+def test_a_process_that_stays_alone_says_so():
+    """In a process of its own: JAX ends it."""
+    program = (
+        "from ddjax import hosts\n"
+        "hosts._MEETING = 1\n"
+        f"hosts.connect('127.0.0.1:{free_port()}', '2', 0)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        # Until the last word, too, has been said.
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=300,
+    )
+    assert found.returncode
+    last = found.stderr.splitlines()[-1]
+    assert last.startswith("error: process 0 of 2 did not meet the others at")
 
 
 def test_a_cluster_of_one_process_is_none(monkeypatch):
