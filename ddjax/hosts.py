@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from ddjax.types import InputError
@@ -73,6 +72,19 @@ def connect(coordinator: str, processes: str, process: int | None) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # JAX would take SIGTERM for itself.
     jax.config.update("jax_enable_preemption_service", False)
+    if processes == "auto":
+        late = (
+            "the processes that the cluster tells of did not meet within "
+            f"{_MEETING} seconds: start all of them at once, as srun does"
+        )
+    else:
+        late = (
+            f"process {process} of {processes} did not meet the others at "
+            f"{coordinator}: start all of them, with the same --coordinator, "
+            f"within {_MEETING} seconds"
+        )
+    # JAX aborts a process that has waited in vain.
+    watcher = _watched_by(late)
     try:
         jax.distributed.initialize(
             **members,
@@ -80,20 +92,27 @@ def connect(coordinator: str, processes: str, process: int | None) -> None:
             heartbeat_timeout_seconds=_HEARTBEAT,
             shutdown_timeout_seconds=_HEARTBEAT,
         )
-    except (RuntimeError, ValueError) as error:
-        if processes == "auto":
-            raise InputError(
-                "JAX finds no cluster here that tells its processes: name them "
-                "with --coordinator=HOST:PORT --processes=N --process=I"
-            ) from error
+    except ValueError as error:
+        if processes != "auto":
+            raise
         raise InputError(
-            f"process {process} of {processes} did not meet the others at "
-            f"{coordinator}: start all of them, with the same --coordinator, "
-            f"within {_MEETING} seconds"
+            "JAX finds no cluster here that tells its processes: name them "
+            "with --coordinator=HOST:PORT --processes=N --process=I"
         ) from error
+    except RuntimeError as error:
+        cause = str(error).partition("\n")[0][:200]
+        raise InputError(f"{late} ({cause})") from error
+    finally:
+        _hush(watcher)
     global _processes, _process
     _processes, _process = jax.process_count(), jax.process_index()
-    _watch()
+    if _processes == 1:  # a cluster may have one
+        return
+    global _watcher
+    _watcher = _watched_by(
+        f"process {_process} of {_processes} was killed, or stopped by JAX "
+        f"because another process died: {_AGAIN}"
+    )
     found = {local.process_index for local in jax.devices()}
     if len(jax.devices()) != len(found) * jax.local_device_count():
         raise InputError(
@@ -150,21 +169,23 @@ _AGAIN = (
 _LAST_WORD = "import sys; sys.stdin.read(1) or sys.stderr.write(sys.argv[1])"
 
 
-def _watch() -> None:
-    """Has a small process tell what happened should this one be killed.
+def _watched_by(said: str) -> subprocess.Popen:
+    """A small process that tells what happened should this one be killed.
 
-    JAX aborts a process when another has died, and no exception tells of it.
+    JAX aborts a process when another has died or has not come, and no
+    exception tells of it.
     """
-    global _watcher
-    sentence = (
-        f"error: process {index()} of {_processes} was killed, or "
-        f"stopped by JAX because another process died: {_AGAIN}\n"
-    )
-    _watcher = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _LAST_WORD, sentence],
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _LAST_WORD, f"error: {said}\n"],
         stdin=subprocess.PIPE,
         start_new_session=True,
     )
+
+
+def _hush(watcher: subprocess.Popen) -> None:
+    """There is nothing to tell."""
+    with contextlib.suppress(OSError):
+        watcher.communicate(b".")
 
 
 def leave(code: int, said: str = "") -> None:
@@ -180,18 +201,29 @@ def leave(code: int, said: str = "") -> None:
         meet()
         jax.distributed.shutdown()
     if _watcher is not None:
-        with contextlib.suppress(OSError):
-            _watcher.communicate(b".")
+        _hush(_watcher)
     if not code:
         return
-    client = distributed.global_state.client
     with contextlib.suppress(RuntimeError):
+        client = _client()
         client.key_value_set("ddjax/failed", said, allow_overwrite=True)
         client.wait_at_barrier("ddjax/leaving", 1000 * _LEAVING)
     sys.stdout.flush()
     sys.stderr.flush()
     # JAX would wait at exit for processes that may be stuck in a sum.
     os._exit(code)
+
+
+def _client() -> Any:
+    """What JAX's processes talk through beside their arrays.
+
+    It is not public, and what is does not do: ``multihost_utils`` sums arrays,
+    for which Gloo waits half a minute, and process 0 may work alone for hours.
+    Imported here, so that one process runs without it.
+    """
+    from jax._src import distributed
+
+    return distributed.global_state.client
 
 
 def count() -> int:
@@ -234,7 +266,7 @@ def from_writer(function: Callable[[], Any]) -> Any:
     if count() == 1:
         return function()
     key = f"ddjax/{next(_number)}"
-    client = distributed.global_state.client
+    client = _client()
     if writes():
         found = function()
         client.key_value_set(key, json.dumps(found))
@@ -270,7 +302,7 @@ def barrier() -> None:
     when the last is half a minute later than the first.
     """
     if count() > 1:
-        distributed.global_state.client.wait_at_barrier(
+        _client().wait_at_barrier(
             f"ddjax/together/{next(_barrier)}", 1000 * _TOGETHER
         )
 

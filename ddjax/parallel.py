@@ -23,6 +23,7 @@ __all__ = [
     "networks_at_once",
     "over_devices",
     "over_processes",
+    "own",
     "replicate",
     "shard",
     "spread",
@@ -78,13 +79,14 @@ def spread(count: int) -> int:
 
 
 def even(count: int) -> int:
-    """The most devices that so many pieces of work divide evenly among.
+    """The most devices that so many pieces of work divide evenly among; as
+    many of every process.
 
     Args:
-      count: of the pieces, at least 1.
+      count: of the pieces, a multiple of the number of processes.
     """
-    most = min(count, device_count())
-    return max(n for n in range(1, most + 1) if count % n == 0)
+    each, most = hosts.count(), min(count, device_count())
+    return max(n for n in range(each, most + 1, each) if count % n == 0)
 
 
 def over_devices(
@@ -323,10 +325,14 @@ def shard(data: Any, devices: int | None = None) -> Any:
         if missing:
             last = np.repeat(np.asarray(leaf[-1:]), missing, axis=0)
             leaf = np.concatenate([np.asarray(leaf), last])
-        leaf = leaf.reshape(devices, each, *leaf.shape[1:])
-        if hosts.count() == 1:
-            return leaf
-        here = devices // hosts.count()
-        return leaf[hosts.index() * here : (hosts.index() + 1) * here]
+        return leaf.reshape(devices, each, *leaf.shape[1:])[own(devices)]
 
     return jax.tree.map(split, data)
+
+
+def own(devices: int) -> slice:
+    """Which of so many devices, of all processes, are this one's."""
+    if hosts.count() == 1:
+        return slice(devices)
+    here = devices // hosts.count()
+    return slice(hosts.index() * here, (hosts.index() + 1) * here)

@@ -30,4 +30,4 @@ def run(asked: launch.Asked) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(launch.main(run, __doc__, planned=True))
+    sys.exit(launch.main(run, __doc__, planned=True, spread=True))

@@ -51,10 +51,6 @@ def run(asked: launch.Asked) -> None:
     # Before the data: that it is missing is told at once.
     images = folder / "distilled.npz"  # which D2M's runs have not
     if (folder / "generator").is_dir() and not images.exists():
-        if hosts.count() > 1:
-            raise InputError(
-                "a generator is tested in one process: leave out --processes"
-            )
         test_again = functools.partial(
             d2m.test_again, teachers_folder=asked.shared.teachers
         )

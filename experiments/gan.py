@@ -21,4 +21,4 @@ def run(asked: launch.Asked) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(launch.main(run, __doc__))
+    sys.exit(launch.main(run, __doc__, spread=True))

@@ -103,8 +103,8 @@ def main(
             if not spread:
                 raise InputError(
                     f"{Path(sys.argv[0]).name} works in one process: leave "
-                    "out --processes (iadd.py, teachers.py and evaluate.py "
-                    "take it)"
+                    "out --processes (iadd.py, d2m.py, gan.py, teachers.py "
+                    "and evaluate.py take it)"
                 )
             hosts.connect(*found.processes)
             if not hosts.writes():

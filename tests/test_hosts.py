@@ -7,9 +7,13 @@ import socket
 import subprocess
 import sys
 
+import jax
 import pytest
 from small import IADD, QUICK, Scripts, door, refused
 from test_experiments import arrays_of, finished, logged, wait_for
+
+from ddjax import hosts
+from ddjax.types import InputError
 
 FIELDS = IADD | {
     "iadd.segments": 2,
@@ -112,7 +116,7 @@ def test_two_processes_of_which_one_is_killed(tmp_path, begun):
         ),
         ("iadd", ["--processes=auto", "--process=1"], ["leave out"]),
         ("iadd", ["--process=1"], ["go with --processes"]),
-        ("d2m", ["--processes=auto"], ["d2m.py works in one process"]),
+        ("prepare", ["--processes=auto"], ["prepare.py works in one process"]),
     ],
 )
 def test_flags_that_do_not_go_together(
@@ -125,6 +129,61 @@ def test_flags_that_do_not_go_together(
     code = module.launch.main(module.run, module.__doc__, spread=many)
     refused(code, capsys.readouterr().err, *words)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "raised, words",
+    [
+        (ValueError("coordinator_address should be defined."), "no cluster"),
+        (RuntimeError("it is full\nof words"), "did not meet.*it is full"),
+    ],
+)
+def test_clusters_that_do_not_tell(monkeypatch, raised, words):
+    def initialize(**how):
+        assert "coordinator_address" not in how
+        raise raised
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    with pytest.raises(InputError, match=words):
+        hosts.connect("", "auto", None)
+
+
+def test_a_process_that_stays_alone_says_so():
+    """In a process of its own: JAX ends it."""
+    program = (
+        "from ddjax import hosts\n"
+        "hosts._MEETING = 1\n"
+        f"hosts.connect('127.0.0.1:{free_port()}', '2', 0)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        # Until the last word, too, has been said.
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=300,
+    )
+    assert found.returncode
+    last = found.stderr.splitlines()[-1]
+    assert last.startswith("error: process 0 of 2 did not meet the others at")
+
+
+def test_a_cluster_of_one_process_is_none(monkeypatch):
+    """Nothing watches it, and nothing is said when it ends."""
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    hosts.connect("", "auto", None)
+    assert hosts.count() == 1 and hosts._watcher is None
+    hosts.leave(0)
+
+
+def test_the_channel_between_processes_is_there():
+    """It is private to JAX, which may change it in any version."""
+    from jax._src.lib import _jax
+
+    assert hosts._client() is None  # in one process
+    for name in ("key_value_set", "key_value_try_get", "wait_at_barrier"):
+        assert callable(getattr(_jax.DistributedRuntimeClient, name))
 
 
 def test_sigterm_outside_of_an_update(capsys):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddjax import parallel
+from ddjax import hosts, parallel
 
 
 def test_shard_keeps_the_order():
@@ -55,6 +55,38 @@ def test_spread(count, devices, expected, even, monkeypatch):
     assert parallel.even(count) == even
     shape = parallel.shard(np.arange(count), expected).shape
     assert shape == (expected, -(-count // expected))
+
+
+@pytest.mark.parametrize(
+    "processes, devices, count, expected, even",
+    [
+        (2, 2, 10, 2, 2),
+        (2, 4, 10, 4, 2),
+        (2, 4, 5, 4, None),  # of two, two, one and none
+        (2, 8, 12, 6, 6),
+        (4, 8, 12, 8, 4),
+        (3, 6, 3, 3, 3),
+    ],
+)
+def test_processes_have_as_many_devices(
+    processes, devices, count, expected, even, monkeypatch
+):
+    monkeypatch.setattr(parallel, "device_count", lambda: devices)
+    monkeypatch.setattr(hosts, "_processes", processes)
+    assert parallel.spread(count) == expected
+    if even:
+        assert parallel.even(count) == even
+    parts = []
+    for process in range(processes):
+        monkeypatch.setattr(hosts, "_process", process)
+        parts.append(parallel.shard(np.arange(count), expected))
+        with hosts.alone():
+            assert parallel.own(2) == slice(2)
+    assert {len(part) for part in parts} == {expected // processes}
+    whole = np.concatenate(parts).reshape(-1)
+    np.testing.assert_array_equal(
+        whole, np.minimum(np.arange(len(whole)), count - 1)
+    )
 
 
 def loss(variables, group, key):

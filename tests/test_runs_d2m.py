@@ -1,6 +1,7 @@
 """D2M from settings to results, in this process."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from small import D2M
 
 import ddjax
-from ddjax import artifact, evaluate, parallel
+from ddjax import artifact, evaluate, hosts, parallel
 from ddjax.data import classes, selection
 from ddjax.runs import (
     baselines,
@@ -48,10 +49,20 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def first(runs):
+def told():
+    """What the process that made the first run told the others, in order."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def first(runs, told):
     """A finished run, and the test images of every evaluation for it."""
     tested = []
-    real = evaluate.evaluate
+    real, from_writer = evaluate.evaluate, hosts.from_writer
+
+    def telling(function):
+        told.append(json.dumps(from_writer(function)))
+        return json.loads(told[-1])
 
     def spy(key, sample_fn, test, module, **kwargs):
         data = jax.eval_shape(lambda draw, key: draw(key), sample_fn, key)
@@ -60,6 +71,7 @@ def first(runs):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "evaluate", spy)
+        patch.setattr(hosts, "from_writer", telling)
         return runs[1]("run"), tested
 
 
@@ -125,6 +137,37 @@ def test_states_are_selected_without_the_test_images(first, task):
         [held_out] * 4 + [test]
     )
     assert {n for n, given in found[4:] if given < whole} == {test}
+
+
+def test_a_second_process_writes_nothing(first, told, runs, monkeypatch):
+    """It hears all that the first one said, in the same order."""
+    folder, run, _ = runs
+    pages = [first[0] / "report.html", *folder.glob("generators/*/report.html")]
+    finished = {page: page.read_bytes() for page in pages}
+
+    def there():
+        return {
+            path: path.stat().st_mtime_ns
+            for path in folder.rglob("*")
+            if path not in finished
+        }
+
+    heard = iter(told)
+    monkeypatch.setattr(hosts, "_process", 1)
+    monkeypatch.setattr(
+        hosts, "from_writer", lambda function: json.loads(next(heard))
+    )
+    try:
+        for page in finished:
+            page.unlink()
+        before = there()
+        run("run")
+        assert there() == before
+        assert not any(page.exists() for page in finished)
+    finally:
+        for page, content in finished.items():
+            page.write_bytes(content)
+    assert list(heard) == []
 
 
 def test_pre_training_ends_where_no_look_is_better(runs, tmp_path, monkeypatch):
@@ -241,6 +284,32 @@ def test_devices_share_a_batch_evenly(task, monkeypatch):
     )
     assert found.images.shape[:3] == (2, DIGITS.gan.critic_steps, 5)
     assert found.labels.shape[:3] == (2, DIGITS.gan.critic_steps, 5)
+
+
+def test_processes_share_a_batch(task, monkeypatch):
+    """Behind one another, what they draw is what one process draws."""
+    data = task.splits.train
+    by_class = classes.ByClass(data.labels, task.num_classes)
+    monkeypatch.setattr(parallel, "device_count", lambda: 2)
+    draw = functools.partial(
+        gan._draw, DIGITS.gan, data, by_class, jax.random.key(0)
+    )
+    together = draw()
+    monkeypatch.setattr(hosts, "_processes", 2)
+    parts = []
+    for process in range(2):
+        monkeypatch.setattr(hosts, "_process", process)
+        parts.append(draw())
+    jax.tree.map(
+        lambda whole, *part: np.testing.assert_array_equal(
+            whole, np.concatenate(part)
+        ),
+        together,
+        *parts,
+    )
+    settings = DIGITS.changed({"gan.batch_size": 9})
+    with pytest.raises(InputError, match="give a multiple of 2"):
+        gan.networks_of(settings.gan, task)
 
 
 def test_a_rate_that_explodes_stops_the_run(first, runs):

@@ -97,7 +97,10 @@ def run(
     )
     check(settings.d2m, task)
     given, kept = None, gan.kept_copy(folder)
-    if workdir.recorded(folder) and kept.exists():
+    begun = hosts.from_writer(
+        lambda: bool(workdir.recorded(folder)) and kept.exists()
+    )
+    if begun:
         # Of a run that was stopped: it goes on with its own.
         given = artifact.load_generator(kept)
         check_generator(kept, given, task)
@@ -332,7 +335,8 @@ def distil(
         total=part.groups if part.groups % devices else None,
     )
     groups = Groups(part, settings.seed, task, draw_network)
-    (folder / "looks").mkdir(exist_ok=True)
+    if hosts.writes():
+        (folder / "looks").mkdir(exist_ok=True)
     return loop.run(
         d2m.init_state(jax.random.fold_in(key, _STATE), given.params, part),
         name="d2m",
@@ -426,9 +430,10 @@ def look(
         recipe=protocols.recipes_of(settings)[ipc],
         learning_rate=settings.evaluate.real_learning_rate,
     )
-    artifact.save_generator(
-        _look_path(folder, step), given._replace(params=state.average)
-    )
+    if hosts.writes():
+        artifact.save_generator(
+            _look_path(folder, step), given._replace(params=state.average)
+        )
     return scores.held_out_row(found)
 
 
@@ -448,11 +453,13 @@ def conclude(
     What is selected is selected before the test set is looked at; the
     generator before distillation is among it.
     """
-    selected, _ = scores.select(
-        folder, settings.evaluate.metric, from_start=True
+    selected, _ = hosts.from_writer(
+        lambda: scores.select(folder, settings.evaluate.metric, from_start=True)
     )
     found = artifact.load_generator(_look_path(folder, selected))
     table = final_scores(settings, task, given, found, teachers_folder)
+    if not hosts.writes():
+        return
     artifact.save_generator(
         folder / "generator" / "distilled.npz",
         found._replace(

@@ -9,6 +9,7 @@ same data and ``gan`` part share the folder.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from pathlib import Path
@@ -17,7 +18,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddjax import artifact, evaluate, files, gan, parallel, training
+from ddjax import (
+    artifact,
+    evaluate,
+    files,
+    gan,
+    hosts,
+    parallel,
+    training,
+)
 from ddjax.data import classes, preprocess, sources
 from ddjax.models import biggan
 from ddjax.pages import gan as page
@@ -55,8 +64,14 @@ def networks_of(part: Gan, task: prepare.Task) -> Networks:
     """The networks for a task's images, checked.
 
     Raises:
-      InputError: images are no squares, or larger than a BigGAN makes.
+      InputError: images are no squares, or larger than a BigGAN makes, or a
+        batch does not divide among the processes.
     """
+    if part.batch_size % hosts.count():
+        raise InputError(
+            f"gan.batch_size={part.batch_size} does not divide among "
+            f"{hosts.count()} processes: give a multiple of {hosts.count()}"
+        )
     height, width, channels = task.image_shape
     if height != width:
         raise InputError(
@@ -143,8 +158,9 @@ def _shaped_by(settings: Settings, task: prepare.Task) -> dict[str, Any]:
         "data": sources.fingerprint(task.splits.train),
     }
     # Each device normalises a batch of its own, and draws its own noise.
-    if parallel.device_count() > 1:
-        shaped_by["devices"] = parallel.device_count()
+    devices = parallel.even(settings.gan.batch_size)
+    if devices > 1:
+        shaped_by["devices"] = devices
     return shaped_by
 
 
@@ -167,8 +183,12 @@ def train(
     folder = shared.generators / teachers.named_after(
         settings.data.source, shaped_by
     )
-    with files.alone(folder, "pre-trains a generator", print):
-        if (folder / "report.html").exists():
+    with contextlib.ExitStack() as held:
+        if hosts.writes():
+            held.enter_context(
+                files.alone(folder, "pre-trains a generator", print)
+            )
+        if hosts.from_writer((folder / "report.html").exists):
             found = artifact.load_generator(folder / "generator.npz")
             if found.metadata.get("shaped_by") != shaped_by:
                 raise InputError(
@@ -176,11 +196,13 @@ def train(
                     f"config: remove {folder} to train it again"
                 )
             return folder
-        files.write_json(folder / "shaped_by.json", files.sealed(shaped_by))
+        if hosts.writes():
+            files.write_json(folder / "shaped_by.json", files.sealed(shaped_by))
         state = _pretrain(settings, task, networks, folder)
         found, cut = _kept(settings, task, networks, folder, state, shaped_by)
         _conclude(settings, task, folder, shared, found, cut)
-        return folder
+    hosts.meet()
+    return folder
 
 
 def kept_copy(folder: Path) -> Path:
@@ -211,10 +233,11 @@ def of_run(
     if given is None:
         pretraining = train(settings, task, shared)
         given = artifact.load_generator(pretraining / "generator.npz")
-        page.copy_pretraining(pretraining, folder)
+        if hosts.writes():
+            page.copy_pretraining(pretraining, folder)
     given = given._replace(preprocessing=task.preprocessing)
     kept = kept_copy(folder)
-    if not kept.exists():
+    if hosts.writes() and not kept.exists():
         kept.parent.mkdir(exist_ok=True)
         artifact.save_generator(kept, given)
     return given
@@ -233,15 +256,18 @@ def _pretrain(settings, task, networks, folder):
         critic=networks.critic,
         settings=part,
     )
-    for name in ("samples", "looks") if part.patience else ("samples",):
-        (folder / name).mkdir(exist_ok=True)
+    if hosts.writes():
+        for name in ("samples", "looks") if part.patience else ("samples",):
+            (folder / name).mkdir(exist_ok=True)
     devices = parallel.even(part.batch_size)
 
     def look(state, step):
         apply, params = averaged(part, state, networks.generator)
-        images, labels = sample_grid(settings.seed, apply, params)
-        with files.atomic_write(folder / "samples" / f"{step:07d}.npz") as file:
-            np.savez(file, images=images, labels=labels)
+        if hosts.writes():
+            images, labels = sample_grid(settings.seed, apply, params)
+            path = folder / "samples" / f"{step:07d}.npz"
+            with files.atomic_write(path) as file:
+                np.savez(file, images=images, labels=labels)
         if not part.patience:
             return None
         score = classification_accuracy(
@@ -252,13 +278,14 @@ def _pretrain(settings, task, networks, folder):
             jax.random.fold_in(key, _LOOKS),
             scores.held_out(task),
         )
-        found = artifact_of(task, apply, params, {})
-        artifact.save_generator(_look_path(folder, step), found)
+        if hosts.writes():
+            found = artifact_of(task, apply, params, {})
+            artifact.save_generator(_look_path(folder, step), found)
         return scores.held_out_row(score)
 
     def enough(step):
-        return part.patience and _looks_since_best(settings, folder, step) >= (
-            part.patience
+        return part.patience and hosts.from_writer(
+            lambda: _looks_since_best(settings, folder, step) >= part.patience
         )
 
     return loop.run(
@@ -297,7 +324,7 @@ def _kept(settings, task, networks, folder, state, shaped_by):
     found = artifact_of(task, apply, params, shaped_by)
     if not settings.gan.patience:
         return found, None
-    step, cut = selected(settings, folder)
+    step, cut = hosts.from_writer(lambda: selected(settings, folder))
     best = artifact.load_generator(_look_path(folder, step))
     found = found._replace(params=best.params)
     found.metadata["selected_step"] = step
@@ -340,7 +367,8 @@ def first_batch(settings: Settings, task: prepare.Task) -> Batch:
 
 
 def _draw(part: Gan, data, by_class, key) -> Batch:
-    """Batches of the critic's steps, for each device: [devices t b ..].
+    """Batches of the critic's steps, for each device: [devices t b ..], those
+    of this process.
 
     All classes are drawn alike, however many images they have.
     """
@@ -351,8 +379,9 @@ def _draw(part: Gan, data, by_class, key) -> Batch:
         _classes(label_key, shape, by_class.num_classes), np.int32
     )
     chosen = by_class.draw(image_key, labels)
+    labels, chosen = (part[parallel.own(devices)] for part in (labels, chosen))
     images = data.images[chosen.reshape(-1)]
-    return Batch(images.reshape(*shape, *images.shape[1:]), labels)
+    return Batch(images.reshape(*labels.shape, *images.shape[1:]), labels)
 
 
 _classes = jax.jit(
@@ -386,7 +415,7 @@ def averaged(
     part: Gan, state: gan.GanState, generator: biggan.Generator
 ) -> tuple[biggan.GenApply, Any]:
     """``gan.averaged`` over batches as large as a device's in training."""
-    size = part.batch_size // parallel.device_count()
+    size = part.batch_size // parallel.even(part.batch_size)
     return gan.averaged(state, generator, size)
 
 
@@ -508,13 +537,16 @@ def quality(
 
 
 def _conclude(settings, task, folder, shared, found, cut):
-    artifact.save_generator(folder / "generator.npz", found)
+    if hosts.writes():
+        artifact.save_generator(folder / "generator.npz", found)
     told = quality(settings, task, shared, found.apply, found.params)
     told["size_in_images"] = found.size_in_images
     if cut is not None:
         told["cut"] = cut
         told["metric"] = settings.evaluate.metric
         told["selected_step"] = found.metadata["selected_step"]
+    if not hosts.writes():
+        return
     files.write_json(folder / "quality.json", files.sealed(told))
     # Last: the page is the sign that the folder is finished.
     page.write_page(folder)

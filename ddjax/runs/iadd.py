@@ -91,10 +91,6 @@ def run(
         raise InputError(
             "--plan is of runs in pixels: leave it out with iadd.space=latent"
         )
-    if in_latent_space and hosts.count() > 1:
-        raise InputError(
-            "iadd.space=latent works in one process: leave out --processes"
-        )
     task = load(settings)
     if in_latent_space:
         latent.check(settings, task)
@@ -420,12 +416,11 @@ def look(
         learning_rate=data.learning_rate,
         num_networks=settings.evaluate.look_networks,
     )
+    if not hosts.writes():
+        return scores.held_out_row(score)
     path = _look_path(folder, step)
-    if hosts.writes():
-        with files.atomic_write(path) as file:
-            np.savez(
-                file, **{k: np.asarray(v) for k, v in data._asdict().items()}
-            )
+    with files.atomic_write(path) as file:
+        np.savez(file, **{k: np.asarray(v) for k, v in data._asdict().items()})
     if made is not None:
         moved = state.generator if settings.iadd.generator_rate else None
         noise = state.images if state.average is None else state.average

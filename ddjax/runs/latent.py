@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddjax import artifact, d2m, files, gan, iadd
+from ddjax import artifact, d2m, files, gan, hosts, iadd
 from ddjax.data import classes, preprocess, sources
 from ddjax.runs import choose, prepare, protocols, workdir
 from ddjax.runs import d2m as d2m_run
@@ -90,7 +90,10 @@ def begin(
         few real ones to choose by.
     """
     given, kept = None, gan_run.kept_copy(folder)
-    if workdir.recorded(folder) and kept.exists():
+    begun = hosts.from_writer(
+        lambda: bool(workdir.recorded(folder)) and kept.exists()
+    )
+    if begun:
         given = artifact.load_generator(kept)
         d2m_run.check_generator(kept, given, task)
     found = gan_run.of_run(settings, folder, task, shared, given)

@@ -1,13 +1,15 @@
 """Runs of several processes on this machine beside runs of one.
 
     python experiments/benchmarks/processes.py --processes=4
+    python experiments/benchmarks/processes.py --processes=2 --method=d2m
     python experiments/benchmarks/processes.py --virtual=8
 
 The first distils the digits for a few updates by one process with so many CPU
-devices, and by so many processes with one device each, and tells how far the
-distilled images are apart, and the seconds of an update. The second tells
-whether 2, 4 .. virtual devices of one process that is pinned to one core come
-to an end.
+devices, and by so many processes with one device each, and tells how far what
+they made is apart, and the seconds of an update; --method is iadd, latent
+(IADD in latent space) or d2m, and the last two begin with a pre-training. The
+last tells whether 2, 4 .. virtual devices of one process that is pinned to one
+core come to an end.
 """
 
 import argparse
@@ -22,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-SCRIPT = Path(__file__).parents[1] / "iadd.py"
-CONFIG = SCRIPT.parents[1] / "configs" / "tiny.py"
+SCRIPTS = Path(__file__).parents[1]
+CONFIG = SCRIPTS.parent / "configs" / "tiny.py"
 FIELDS = {
     "model.width": 8,
     "model.depth": 1,
@@ -39,6 +41,34 @@ FIELDS = {
     "evaluate.baselines": "",
     "evaluate.full_steps": 8,
     "log.every": 1,
+}
+GENERATOR = {
+    "gan.width": 1,
+    "gan.noise": 4,
+    "gan.iterations": 4,
+    "gan.looks": 2,
+    "gan.critic_steps": 1,
+    "gan.batch_size": 24,
+}
+METHODS = {
+    "iadd": FIELDS,
+    "latent": FIELDS
+    | GENERATOR
+    | {
+        "iadd.space": "latent",
+        "iadd.optimizer": "adam",
+        "iadd.generator_rate": 1e-4,
+    },
+    "d2m": FIELDS
+    | GENERATOR
+    | {
+        "d2m.iterations": 6,
+        "d2m.per_class": 2,
+        "d2m.ipcs": "1",
+        "d2m.epochs": "4",
+        "d2m.stream_ipc": 1,
+        "evaluate.networks": 2,
+    },
 }
 _LIMIT = 1800  # seconds
 
@@ -66,10 +96,11 @@ def main() -> None:
     """Prints the comparison that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--processes", type=int, default=0)
+    parser.add_argument("--method", choices=METHODS, default="iadd")
     parser.add_argument("--virtual", type=int, default=0)
     asked = parser.parse_args()
     if asked.processes:
-        compare(asked.processes)
+        compare(asked.processes, asked.method)
     count = 2
     while count <= asked.virtual:
         for size in (32, 256):
@@ -77,50 +108,70 @@ def main() -> None:
         count *= 2
 
 
-def compare(count: int) -> None:
+def compare(count: int, method: str) -> None:
     """One process of so many devices beside so many processes of one."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for what, processes in (("one", 1), ("many", count)):
             begin = time.perf_counter()
-            distil(folder / what, processes, count // processes)
-            row = json.loads(
-                (folder / what / "run" / "metrics.jsonl")
-                .read_text()
-                .splitlines()[-2]
-            )
+            distil(folder / what, method, processes, count // processes)
+            log = folder / what / "run" / "metrics.jsonl"
+            rows = map(json.loads, log.read_text().splitlines())
+            row = [row for row in rows if "seconds" in row][-1]
             print(
                 f"{processes} processes of {count // processes} devices: "
                 f"{time.perf_counter() - begin:.0f} s, "
                 f"an update {row['seconds']} s",
                 flush=True,
             )
-        one, many = (
-            np.load(folder / what / "run" / "distilled.npz")["images"]
-            for what in ("one", "many")
-        )
-        start = np.load(folder / "one" / "run" / "initial.npz")["images"]
-        print(
-            f"same bytes: {one.tobytes() == many.tobytes()}; most apart "
-            f"{np.abs(one - many).max():.1e}, of moves up to "
-            f"{np.abs(one - start).max():.1e}"
-        )
+        one, many = (numbers(folder / what) for what in ("one", "many"))
+        for name in one:
+            same = one[name].tobytes() == many[name].tobytes()
+            apart = np.abs(one[name] - many[name]).max()
+            print(f"{name}: {'same bytes' if same else f'{apart:.1e} apart'}")
 
 
-def distil(folder: Path, processes: int, devices: int) -> None:
+def numbers(folder: Path) -> dict[str, np.ndarray]:
+    """All numbers of the states that were looked at and of the results, of a
+    generator where there is one, and of all scores: {file: [n]}."""
+    found = {}
+    for path in sorted(folder.rglob("*.npz")):
+        with np.load(path) as file:
+            parts = [file[name] for name in sorted(file.files)]
+        found[str(path.relative_to(folder))] = np.concatenate(
+            [p.reshape(-1) for p in parts if np.issubdtype(p.dtype, np.number)]
+        )
+    scores = json.loads((folder / "run" / "eval.json").read_text())
+    found["eval.json"] = np.array(
+        [
+            accuracy
+            for row in scores.values()
+            for score in row.values()
+            for accuracy in score["accuracies"]
+        ]
+    )
+    return found
+
+
+def distil(folder: Path, method: str, processes: int, devices: int) -> None:
     """A run, by its processes; SystemExit where one fails."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     command = [
         sys.executable,
-        str(SCRIPT),
+        str(SCRIPTS / ("d2m.py" if method == "d2m" else "iadd.py")),
         f"--config={CONFIG}",
         f"--workdir={folder / 'run'}",
         f"--teachers={folder / 'teachers'}",
         f"--data={folder / 'data'}",
+        f"--generators={folder / 'generators'}",
         f"--config.iadd.segments={processes * devices}",
-        *(f"--config.{field}={value}" for field, value in FIELDS.items()),
+        f"--config.d2m.groups={processes * devices}",
+        *(
+            f"--config.{field}={value}"
+            for field, value in METHODS[method].items()
+        ),
     ]
     started = []
     for process in range(processes):
