@@ -21,7 +21,12 @@ def content():
             "<i>vit": iadd_result(second, count=1),
         }
 
-    scores = {"hlr": GAIN, "ior": GAIN | {"low": None}, "lrs": 0.3, "ars": 0.2}
+    scores = {
+        "hlr": GAIN,
+        "ior": GAIN | {"low": None},
+        "lrs": {"mean": 0.3, "low": 0.2499, "high": 0.4},
+        "ars": {"mean": 0.2, "low": None, "high": None},
+    }
     return {
         "file": {
             "path": "/tmp/<b>.npz",
@@ -74,7 +79,7 @@ def test_page(tmp_path, content):
         "&lt;i&gt;vit",
         f"{change} (\N{MINUS SIGN}20.0 to +1.0)",
         change,
-        "0.300",
+        "0.300 (0.250 to 0.400)",
         "0.200",
     ]
     assert cells(section(text, "rates"))[1] == [

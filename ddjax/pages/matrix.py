@@ -8,7 +8,7 @@ matrix.json.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,19 +107,18 @@ def _scores(network: str, found: Mapping[str, Any]) -> list[str]:
     """A row of the table of scores."""
     return [
         network,
-        *(_interval(found[name]) for name in ("hlr", "ior")),
-        f"{found['lrs']:.3f}",
-        f"{found['ars']:.3f}",
+        *(_interval(found[name], page.points) for name in ("hlr", "ior")),
+        *(_interval(found[name], "{:.3f}".format) for name in ("lrs", "ars")),
     ]
 
 
-def _interval(found: Mapping[str, float | None]) -> str:
-    text = page.points(found["mean"])
+def _interval(
+    found: Mapping[str, float | None], told: Callable[[float], str]
+) -> str:
+    text = told(found["mean"])
     if found["low"] is None:
         return text
-    return (
-        f"{text} ({page.points(found['low'])} to {page.points(found['high'])})"
-    )
+    return f"{text} ({told(found['low'])} to {told(found['high'])})"
 
 
 def _rates(

@@ -487,43 +487,72 @@ def seeing(subject: Subject) -> Any:
 
 
 def robust_scores(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The benchmark's scores of one network; all of accuracies as shares.
+    """The benchmark's scores of one network, with 95% intervals.
 
-    HLR and IOR are differences of independent networks with 95% intervals, see
-    ``evaluate.difference``; LRS and ARS see ``evaluate.robust_score``. ARS
-    needs both rows without augmentation; where nothing is augmented they are
-    the rows with it.
+    HLR and IOR are differences of accuracies as shares. LRS and ARS, see
+    ``evaluate.robust_score``, rise with a weighted sum of mean accuracies, so
+    that the ends of its interval, see ``evaluate.contrast``, are the ends of
+    theirs. Network i of two distilled rows begins with the same parameters, and
+    so does that of two random rows: where a score takes both rows, they count
+    as one of their networks' means. ARS needs both rows without augmentation;
+    where nothing is augmented they are the rows with it.
 
     Args:
       rows: {row: result} with distilled, random_real and full_data.
 
     Returns:
-      {"hlr": {mean, low, high}, "ior": the same, "lrs", "ars"}.
+      {"hlr", "ior", "lrs", "ars"}, each {mean, low, high}; the ends are None
+      where a row has one network.
     """
 
-    def less(first, second):
-        return evaluate.difference(
-            rows[first]["accuracies"], rows[second]["accuracies"]
-        )
+    def both(*names):
+        known = [name for name in names if name in rows]
+        return np.mean([rows[name]["accuracies"] for name in known], axis=0)
 
-    hard = "distilled_hard" if "distilled_hard" in rows else "distilled"
-    lost, gained = less("full_data", hard), less("distilled", "random_real")
-    both = gained.mean
-    if "distilled_unaugmented" in rows:
-        plain = less("distilled_unaugmented", "random_real_unaugmented")
-        both = (gained.mean + plain.mean) / 2
+    def score(*sides):
+        found = evaluate.contrast(*sides)
+        return {
+            name: None if value is None else evaluate.robust_score(value)
+            for name, value in found._asdict().items()
+        }
+
+    distilled, real, whole = (
+        rows[name]["accuracies"]
+        for name in ("distilled", "random_real", "full_data")
+    )
+    hard = rows.get("distilled_hard", rows["distilled"])["accuracies"]
     return {
-        "hlr": lost._asdict(),
-        "ior": gained._asdict(),
-        "lrs": evaluate.robust_score((gained.mean - lost.mean) / 2),
-        "ars": evaluate.robust_score(both),
+        "hlr": evaluate.difference(whole, hard)._asdict(),
+        "ior": evaluate.difference(distilled, real)._asdict(),
+        # (IOR - HLR) / 2, and the mean gain with and without augmentation.
+        "lrs": score(
+            (1.0, both("distilled", "distilled_hard")),
+            (-0.5, real),
+            (-0.5, whole),
+        ),
+        "ars": score(
+            (1.0, both("distilled", "distilled_unaugmented")),
+            (-1.0, both("random_real", "random_real_unaugmented")),
+        ),
     }
 
 
 def score_line(model: str, found: Mapping[str, Any]) -> str:
     """One line for a person; HLR and IOR in points."""
-    return (
-        f"{model:8} HLR {100 * found['hlr']['mean']:.2f}  IOR "
-        f"{100 * found['ior']['mean']:+.2f}  LRS {found['lrs']:.3f}  ARS "
-        f"{found['ars']:.3f}"
+
+    def told(name, scale, form):
+        values = [found[name][end] for end in ("mean", "low", "high")]
+        if None in values:
+            return f"{name.upper()} {scale * values[0]:{form}}"
+        mean, low, high = (f"{scale * value:{form}}" for value in values)
+        return f"{name.upper()} {mean} ({low} .. {high})"
+
+    return "  ".join(
+        (
+            f"{model:8}",
+            told("hlr", 100, ".2f"),
+            told("ior", 100, "+.2f"),
+            told("lrs", 1, ".3f"),
+            told("ars", 1, ".3f"),
+        )
     )
