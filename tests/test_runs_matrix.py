@@ -274,6 +274,12 @@ def test_refusals(root, written, change, fields, said):
     assert not (root / "refused").exists()
 
 
+def test_a_folder_of_others_images(root):
+    (root / "theirs").mkdir()
+    with pytest.raises(InputError, match=r"no distilled\.npz.*import_images"):
+        run(root, name="refused", path="theirs")
+
+
 def test_a_generator_is_no_file_of_images(root, generator):
     with pytest.raises(InputError, match="experiments/generate"):
         run(root, name="refused", path=generator)

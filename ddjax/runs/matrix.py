@@ -97,12 +97,6 @@ class Subject(NamedTuple):
         """The task, preprocessed as the file has it."""
         return self.task._replace(preprocessing=self.found.preprocessing)
 
-    @property
-    def is_soft(self) -> bool:
-        """Whether its labels are more than classes."""
-        labels = self.found.labels
-        return not np.allclose(labels, scores.hardened(labels))
-
 
 class Cell(NamedTuple):
     """How a cell is filled, but for that of full_data.
@@ -151,7 +145,7 @@ def run(
     table = fill(subject, tests, folder / "cells")
     scores.add_gains(table)
     content = {
-        "file": describe(path, subject),
+        "file": describe(path, found),
         "ipc": subject.ipc,
         "rows": table,
         "scores": {
@@ -219,7 +213,14 @@ def opened(path: Path) -> tuple[Path, artifact.Artifact]:
     Raises:
       InputError: it is missing or damaged, or holds a generator.
     """
-    path = path / "distilled.npz" if path.is_dir() else path
+    if path.is_dir():
+        path = path / "distilled.npz"
+        if not path.exists():
+            raise InputError(
+                f"{path.parent} holds no distilled.npz: name the folder of a "
+                "finished run, or take in others' images with "
+                "experiments/import_images.py first"
+            )
     if path.exists() and artifact.is_generator(path):
         raise InputError(
             f"{path} holds a generator: make images of it first with "
@@ -228,18 +229,23 @@ def opened(path: Path) -> tuple[Path, artifact.Artifact]:
     return path, artifact.load(path)
 
 
-def describe(path: Path, subject: Subject) -> dict[str, Any]:
-    """What matrix.json says of the file."""
-    metadata = subject.found.metadata
+def describe(path: Path, found: artifact.Artifact) -> dict[str, Any]:
+    """What matrix.json and others say of the file."""
+    metadata = found.metadata
     return {
         "path": str(path),
         "sha256": files.sha256(path),
-        "shape": list(subject.found.images.shape),
+        "shape": list(found.images.shape),
         "classes": list(metadata["class_names"]),
-        "soft": subject.is_soft,
-        "learning_rate": subject.found.learning_rate,
+        "soft": _is_soft(found.labels),
+        "learning_rate": found.learning_rate,
         "method": str(metadata.get("method", "")),
     }
+
+
+def _is_soft(labels: np.ndarray) -> bool:
+    """Whether labels [n k] are more than classes."""
+    return not np.allclose(labels, scores.hardened(labels))
 
 
 # Cells -----------------------------------------------------------------------
@@ -348,7 +354,7 @@ def rows_of(
     labels = scores.labels_of(found.labels, part)
     hard = scores.hardened(found.labels)
     rows: dict[str, Cell | None] = {"distilled": distilled(labels, recipe)}
-    if subject.is_soft and part.labels == "soft":
+    if _is_soft(found.labels) and part.labels == "soft":
         rows["distilled_hard"] = distilled(hard, recipe)
     if recipe.augment:
         rows["distilled_unaugmented"] = distilled(labels, plain)
