@@ -2,6 +2,7 @@
 
 import json
 
+import browser
 import numpy as np
 import pytest
 from small import IADD, door, refused
@@ -258,6 +259,12 @@ def test_cells_are_kept(content, root, settings, monkeypatch):
     # Another number of epochs is another network.
     with pytest.raises(TypeError):
         run(root, settings.changed({"privacy.full_epochs": 61}))
+
+
+@browser.needed
+def test_the_page_in_a_browser(root, content, tmp_path):
+    (text,) = browser.texts(tmp_path, report.write_page(root / "card"))
+    assert "Does not show" in text and "flagged" in text
 
 
 def test_page(content, root):

@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ddjax.pages import artefacts, figures, page, scores
-from ddjax.types import InputError
 
 __all__ = ["write_page"]
 
@@ -57,7 +56,9 @@ def write_page(folder: Path) -> Path:
         "python experiments/evaluate.py --distilled=PATH --config=...",
     )
     content = artefacts.read_json(folder / "matrix.json")
-    try:
+    with artefacts.as_written(
+        folder / "matrix.json", "evaluate.py --distilled="
+    ):
         rows = scores.results_of(content["rows"])
         file, found = content["file"], content["scores"]
         networks = list(rows["distilled"])
@@ -72,11 +73,6 @@ def write_page(folder: Path) -> Path:
             "rate": float(file["learning_rate"]),
             "ipc": int(content["ipc"]),
         }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{folder / 'matrix.json'} is not what evaluate.py --distilled= "
-            f"writes ({error!r}): run it again"
-        ) from error
     balanced = scores.is_unbalanced(rows.values())
     return page.write(
         folder / "matrix.html",
@@ -86,6 +82,7 @@ def write_page(folder: Path) -> Path:
         networks=networks,
         shape=shape,
         classes=len(classes),
+        inches=f"{_inches(networks):.2f}",
         heat=_heat_map(rows, networks, "accuracy"),
         balanced=(
             _heat_map(rows, networks, "balanced_accuracy") if balanced else None
@@ -132,6 +129,11 @@ def _rates(
     ]
 
 
+def _inches(networks: list[str]) -> float:
+    """The width of a heat map."""
+    return 2.6 + 1.05 * len(networks)
+
+
 @figures.style()
 def _heat_map(
     rows: Mapping[str, scores.Results], networks: list[str], metric: str
@@ -147,7 +149,7 @@ def _heat_map(
     means = [cell["mean"] for cell in cells.values()]
     low, span = min(means), max(max(means) - min(means), 1e-9)
     figure = Figure(
-        (2.6 + 1.05 * len(networks), 0.7 + 0.42 * len(names)),
+        (_inches(networks), 0.7 + 0.42 * len(names)),
         layout="constrained",
     )
     axes = figure.subplots()
