@@ -337,6 +337,7 @@ def test_door(root, monkeypatch, capsys):
         ([f"--distilled={root / 'nowhere'}"], "no distilled file"),
         (["--distilled=x", "--config.privacy.networks=0"], "at least 1"),
         (["--distilled=x", "--processes=2"], "one process"),
+        (["--distilled="], "names no file or folder"),
     ):
         monkeypatch.setattr("sys.argv", flags + more)
         code = script.launch.main(script.run, script.__doc__, tests=True)

@@ -82,7 +82,7 @@ def write_page(folder: Path) -> Path:
         networks=networks,
         shape=shape,
         classes=len(classes),
-        inches=f"{_inches(networks):.2f}",
+        inches=_inches(networks),
         heat=_heat_map(rows, networks, "accuracy"),
         balanced=(
             _heat_map(rows, networks, "balanced_accuracy") if balanced else None
