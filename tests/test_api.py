@@ -268,7 +268,8 @@ def test_a_generator_makes_images(folder, tmp_path):
     assert list(verdicts) == names
     for name, verdict in verdicts.items():
         row = name.removeprefix("convnet ") + "/distilled"
-        recorded = run.scores[row]["convnet"]["accuracies"]
+        score = run.scores[row]["convnet"]["balanced_accuracy"]
+        recorded = score["accuracies"]
         assert verdict.recorded.accuracy.tolist() == recorded
         # Of one recorded network there is no spread.
         assert len(recorded) == 1 and len(verdict.found.accuracy) == 2

@@ -69,6 +69,8 @@ def test_every_page(tmp_path, generator):
     texts = browser.texts(tmp_path, *pages.values())
     for words, text in zip(pages, texts):
         assert words in text
+        # What Matplotlib writes where it expects TeX to be set.
+        assert "\\mathdefault" not in text
     assert "teacher.count\t17" in texts[0]
 
 

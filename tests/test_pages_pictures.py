@@ -101,8 +101,8 @@ def test_captions_are_drawn_and_long_ones_stay_in_their_column():
         ("lung_opacity", ["lung_", "opacity"]),
         ("viral pneumonia", ["viral", "pneumonia"]),
         ("pneumonia viral", ["pneumonia", "viral"]),
-        ("wwwwwwwwwwwww", ["wwwwww", "wwwwww…"]),
-        ("a very long name of a class", ["a very", "long name…"]),
+        ("wwwwwwwwwwwww", ["wwwwww", "wwwww…"]),
+        ("a very long name of a class", ["a very long", "name of …"]),
     ],
 )
 def test_captions_take_two_lines(name, lines):
