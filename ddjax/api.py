@@ -408,35 +408,32 @@ class Run:
         data_dir: str = "",
         data: str | Path | None = None,
     ) -> dict[str, verify.Verdict]:
-        """Trains fresh networks on the images, by the recorded recipe, and
-        compares with the recorded score; the same as ``verify.py`` prints.
+        """Trains fresh networks on the images, or on what the generator makes,
+        by the recorded recipe, and compares with the recorded scores; the same
+        as ``verify.py`` prints.
 
         Args:
           networks: how many, at least 2; as many as were recorded by default.
-          seed: of the networks.
+          seed: of the networks, and of a generator's noise.
           data_dir: where the data lie, if not where the config says.
           data: the parent of prepared data; by default beside the run, or
             runs/data where a file was opened.
 
         Returns:
-          {network's name: Verdict}, whose ``agrees`` is the answer.
+          {network's name: Verdict}, whose ``agrees`` is the answer; see
+          ``ddjax.runs.verify``.
 
         Raises:
-          InputError: no score of these images is recorded, or the data are
-            missing or of another kind.
+          InputError: no score is recorded, or the data are missing or of
+            another kind.
         """
-        if self._generator is not None:
-            raise InputError(
-                f"{self.path} holds a generator, whose scores are of many "
-                "images: test it with experiments/evaluate.py"
-            )
         if data is None:
             beside = self.path.is_dir()
             shared = Shared.below(self.path.parent) if beside else Shared()
             data = shared.data
         with refusals():
             return verify.verify(
-                self._artifact,
+                self._generator or self._artifact,
                 data_folder=Path(data).expanduser(),
                 data_dir=data_dir,
                 networks=networks,
@@ -452,8 +449,7 @@ class Run:
             n, *shape = self.images.shape
             what = f"{n} images"
         else:
-            module = self._generator.apply.module
-            shape = [module.size, module.size, module.channels]
+            shape = self._generator.apply.image_shape
             what = "a generator"
         return (
             f"<ddjax run {str(self.path)!r}: {what} of "

@@ -302,9 +302,8 @@ class GeneratorArtifact(NamedTuple):
     @property
     def size_in_images(self) -> float:
         """The parameters' number, in images that it makes."""
-        module = self.apply.module
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
-        return count / (module.size**2 * module.channels)
+        return count / math.prod(self.apply.image_shape)
 
 
 def is_generator(path: Path) -> bool:
@@ -325,7 +324,8 @@ def is_generator(path: Path) -> bool:
         return True
     raise InputError(
         f"{path} is damaged, or holds neither distilled images nor a "
-        "generator: name the folder of a finished run, or its distilled.npz"
+        "generator: name the folder of a finished run or its distilled.npz, or "
+        "take in others' images with experiments/import_images.py first"
     )
 
 
@@ -436,10 +436,9 @@ def load_generator(path: Path) -> GeneratorArtifact:
             f"{path} is damaged or no generator: make it again with "
             "experiments/d2m.py"
         ) from None
-    shape = (module.size, module.size, module.channels)
-    wrong = _wrong_preprocessing(found.preprocessing, shape) or _wrong_names(
-        metadata, module.num_classes
-    )
+    wrong = _wrong_preprocessing(
+        found.preprocessing, found.apply.image_shape
+    ) or _wrong_names(metadata, module.num_classes)
     for leaf in jax.tree.leaves(params):
         if not np.isfinite(leaf).all():
             wrong = "its parameters hold values that are not finite"

@@ -23,6 +23,7 @@ __all__ = [
     "Difference",
     "EvalResult",
     "balanced",
+    "contrast",
     "difference",
     "evaluate",
     "joined",
@@ -104,25 +105,35 @@ class Difference(NamedTuple):
 
 
 def difference(first: Any, second: Any) -> Difference:
-    """The difference of the means of independent networks, by Welch's t.
-
-    The sides may be spread differently; degrees of freedom are Welch's and
-    Satterthwaite's (Welch, Biometrika 34, 1947).
+    """The difference of the means of independent networks; see ``contrast``.
 
     Args:
       first: [s] accuracies.
       second: [s'] accuracies.
     """
-    sides = [np.asarray(side, np.float64) for side in (first, second)]
-    mean = float(sides[0].mean() - sides[1].mean())
-    if min(map(len, sides)) < 2:
+    return contrast((1.0, first), (-1.0, second))
+
+
+def contrast(*sides: tuple[float, Any]) -> Difference:
+    """A weighted sum of the means of independent networks, by Welch's t.
+
+    The sides may be spread differently; degrees of freedom are Welch's and
+    Satterthwaite's (Welch, Biometrika 34, 1947).
+
+    Args:
+      *sides: (weight, [s] accuracies) of each; s may differ.
+    """
+    sides = [(weight, np.asarray(side, np.float64)) for weight, side in sides]
+    mean = float(sum(weight * side.mean() for weight, side in sides))
+    counts = np.array([len(side) for _, side in sides])
+    if counts.min() < 2:
         return Difference(mean, None, None)
-    squares = np.array([side.var(ddof=1) / len(side) for side in sides])
+    squares = np.array(
+        [weight**2 * side.var(ddof=1) / len(side) for weight, side in sides]
+    )
     if not squares.any():
         return Difference(mean, mean, mean)
-    freedom = squares.sum() ** 2 / sum(
-        square**2 / (len(side) - 1) for square, side in zip(squares, sides)
-    )
+    freedom = squares.sum() ** 2 / (squares**2 / (counts - 1)).sum()
     t = float(scipy.special.stdtrit(freedom, 0.975))
     half = t * float(squares.sum()) ** 0.5
     return Difference(mean, mean - half, mean + half)

@@ -10,7 +10,6 @@ read it, DIR/about.json the learning rate and the preprocessing.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,11 +22,7 @@ from ddjax import exports
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 after a sentence on stderr."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = launch.parser(__doc__)
     parser.add_argument(
         "--distilled",
         type=Path,

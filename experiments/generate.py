@@ -14,7 +14,6 @@ chooses them among fifty times as many, beside the real images.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -26,11 +25,7 @@ from ddjax.runs.workdir import Shared
 
 def main() -> int:
     """Returns the exit code: 0, or 2 after a sentence on stderr."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = launch.parser(__doc__)
     parser.add_argument(
         "--generator",
         type=Path,

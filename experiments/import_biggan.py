@@ -15,7 +15,6 @@ are found, or are named, as in --classes=207,270.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -26,10 +25,8 @@ from ddjax.runs import published
 
 def main() -> int:
     """Returns the exit code: 0, or 2 after a sentence on stderr."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = launch.parser(
+        __doc__,
         epilog="--config, --config.FIELD=VALUE and --data as in gan.py",
     )
     parser.add_argument(

@@ -5,6 +5,7 @@ Imported first by each script, so that ``configs`` is found from any folder.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import re
@@ -120,6 +121,16 @@ def main(
     return refusing(action)
 
 
+def parser(description: str, **more: str) -> argparse.ArgumentParser:
+    """Of a script that takes no config."""
+    return argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        **more,
+    )
+
+
 def refusing(action: Callable[[], None]) -> int:
     """Runs a script's work; the user's mistakes become one sentence.
 
@@ -230,6 +241,8 @@ def asked(argv: list[str]) -> Asked:
         raise InputError("--coordinator and --process go with --processes=N")
     if found.compiled != "none":
         compiled.keep(Path(found.compiled) if found.compiled else None)
+    if found.distilled == "":
+        raise InputError("--distilled= names no file or folder")
     name = name_of(Path(argv[0]).stem, Path(path).stem, argument)
     return Asked(
         settings,

@@ -106,6 +106,49 @@ def make_iadd(parent, name="run<1>", names=("<b>x", "dog & cat")):
     return workdir
 
 
+GAIN = {"mean": -0.123, "low": -0.2, "high": 0.01}
+
+
+def matrix_content():
+    """What a matrix.json holds."""
+
+    def row(first, second, **more):
+        return {
+            "convnet": iadd_result(first, **more),
+            "<i>vit": iadd_result(second, count=1),
+        }
+
+    scores = {
+        "hlr": GAIN,
+        "ior": GAIN | {"low": None},
+        "lrs": {"mean": 0.3, "low": 0.2499, "high": 0.4},
+        "ars": {"mean": 0.2, "low": None, "high": None},
+    }
+    return {
+        "file": {
+            "path": "/tmp/<b>.npz",
+            "sha256": "5f" * 32,
+            "shape": [20, 8, 8, 1],
+            "classes": ["a"] * 10,
+            "soft": True,
+            "learning_rate": 0.02,
+            "method": "<script>",
+        },
+        "ipc": 2,
+        "rows": {
+            "distilled": row(0.912, 0.5, learning_rate=0.02),
+            "random_real": row(0.583, 0.4, learning_rate=0.05),
+            "herding": row(0.6, 0.4),
+            "full_data": row(0.977, 0.9, steps=1, learning_rate=0.1, cut=True),
+        },
+        "scores": {"convnet": scores, "<i>vit": scores},
+        "config": {"evaluate.networks": 3},
+        "command": "python experiments/evaluate.py --distilled='a<b'",
+        "versions": {"jax": "0.10.2"},
+        "device": "cpu <2>",
+    }
+
+
 def make_generator(path, names=NAMES):
     """A generator's file, of three classes."""
     module = biggan.Generator(

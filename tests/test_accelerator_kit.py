@@ -3,6 +3,7 @@ is asserted."""
 
 import json
 
+import browser
 import numpy as np
 import pytest
 from read_pages import parse
@@ -166,8 +167,10 @@ def result(**more):
     return {"absent": [], "seconds": 1.0} | more
 
 
-def test_page_escapes(tmp_path):
-    hostile = "<script>alert(1)</script> {{ 77*77 }}"
+HOSTILE = "<script>alert(1)</script> {{ 77*77 }}"
+
+
+def hostile_page(path, hostile=HOSTILE):
     machine = kit.machine() | {"device": hostile, "driver": hostile}
     told = {
         "memory": result(size=SIZE, rows=[], absent=[hostile]),
@@ -181,8 +184,17 @@ def test_page_escapes(tmp_path):
         ),
     }
     found = {"machine": machine, "scale": hostile, "parts": told}
-    path = kit.accelerator_page.write(tmp_path / "page.html", found)
-    text = path.read_text()
+    return kit.accelerator_page.write(path, found)
+
+
+@browser.needed
+def test_the_page_in_a_browser(tmp_path):
+    (text,) = browser.texts(tmp_path, hostile_page(tmp_path / "page.html"))
+    assert text.count(HOSTILE) == 5
+
+
+def test_page_escapes(tmp_path):
+    text = hostile_page(tmp_path / "page.html").read_text()
     assert "<script" not in text and "5929" not in text
     assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 5
     parse(text)

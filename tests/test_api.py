@@ -263,8 +263,17 @@ def test_a_generator_makes_images(folder, tmp_path):
     for labels in ([10], [-1], [0.5], [[1]], []):
         with pytest.raises(InputError, match="labels must be"):
             run.generate(labels)
-    with pytest.raises(InputError, match="holds a generator"):
-        run.verify()
+    verdicts = run.verify()
+    names = [f"convnet {by}" for by in ("stored/1", "stored/2", "stream/1")]
+    assert list(verdicts) == names
+    for name, verdict in verdicts.items():
+        row = name.removeprefix("convnet ") + "/distilled"
+        score = run.scores[row]["convnet"]["balanced_accuracy"]
+        recorded = score["accuracies"]
+        assert verdict.recorded.accuracy.tolist() == recorded
+        # Of one recorded network there is no spread.
+        assert len(recorded) == 1 and len(verdict.found.accuracy) == 2
+        assert verdict.same_data and verdict.low < verdict.high
     with pytest.raises(InputError, match="no score of its own images"):
         made.verify()
     run.export("npz", tmp_path / "shown")

@@ -127,6 +127,21 @@ def test_difference_is_welchs():
     assert found.low < 0 < found.mean  # three networks say little
 
 
+def test_a_contrast_of_three():
+    """Welch's and Satterthwaite's, written out for weights 1, -1/2, -1/2."""
+    sides = [0.5, 0.6, 0.7], [0.2, 0.4], [0.9, 0.8, 0.8, 0.9]
+    weights = 1.0, -0.5, -0.5
+    found = evaluate.contrast(*zip(weights, sides))
+    parts = [w**2 * np.var(x, ddof=1) / len(x) for w, x in zip(weights, sides)]
+    freedom = sum(parts) ** 2 / (
+        parts[0] ** 2 / 2 + parts[1] ** 2 / 1 + parts[2] ** 2 / 3
+    )
+    half = scipy.stats.t.ppf(0.975, freedom) * sum(parts) ** 0.5
+    assert found.mean == pytest.approx(0.6 - 0.15 - 0.425)
+    assert found.high - found.mean == pytest.approx(half)
+    assert found.mean - found.low == pytest.approx(half)
+
+
 def test_difference_without_spread_or_networks():
     assert evaluate.difference([0.5], [0.25, 0.5]) == (0.125, None, None)
     assert evaluate.difference([0.5, 0.5], [0.25] * 3) == (0.25,) * 3

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from page_folders import iadd_result as result
 from page_folders import make_iadd, write_eval
-from read_pages import cells, check_self_contained, parse, section, sections
+from read_pages import (
+    cells,
+    check_self_contained,
+    parse,
+    section,
+    sections,
+    summary,
+)
 
 from ddjax.pages import iadd
 from ddjax.types import InputError
@@ -55,6 +62,26 @@ def test_sections_of_missing_artefacts_are_left_out(run):
     ]
     assert text.count("<img ") == 1
     assert "initial.npz" not in section(text, "files")
+
+
+def test_a_plan_is_shown(run):
+    path = run / "config.json"
+    config = json.loads(path.read_text())
+    config["config"]["minutes"] = 7.5
+    assert "plan" not in sections(page(rewritten(path, config)))
+    fields = {"model.width": 16, "evaluate.baselines": "herding"}
+    config["plan"] = {"asked": {"model.width": 64}, "fields": fields}
+    text = page(rewritten(path, config))
+    assert cells(section(text, "plan")) == [
+        ["model.width", "16"],
+        ["evaluate.baselines", "herding"],
+    ]
+    assert '<a href="#plan">planned</a> for 7.5 minutes' in summary(text)
+
+
+def rewritten(path, content):
+    path.write_text(json.dumps(content))
+    return path.parent
 
 
 def test_summary_says_the_key_figures(text):

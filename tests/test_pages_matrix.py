@@ -4,47 +4,16 @@ import json
 import re
 
 import pytest
-from page_folders import iadd_result
+from page_folders import matrix_content
 from read_pages import cells, parse, section, sections, summary
 
 from ddjax.pages import report
 from ddjax.types import InputError
 
-GAIN = {"mean": -0.123, "low": -0.2, "high": 0.01}
-
 
 @pytest.fixture
 def content():
-    def row(first, second, **more):
-        return {
-            "convnet": iadd_result(first, **more),
-            "<i>vit": iadd_result(second, count=1),
-        }
-
-    scores = {"hlr": GAIN, "ior": GAIN | {"low": None}, "lrs": 0.3, "ars": 0.2}
-    return {
-        "file": {
-            "path": "/tmp/<b>.npz",
-            "sha256": "abc",
-            "shape": [20, 8, 8, 1],
-            "classes": ["a"] * 10,
-            "soft": True,
-            "learning_rate": 0.02,
-            "method": "<script>",
-        },
-        "ipc": 2,
-        "rows": {
-            "distilled": row(0.912, 0.5, learning_rate=0.02),
-            "random_real": row(0.583, 0.4, learning_rate=0.05),
-            "herding": row(0.6, 0.4),
-            "full_data": row(0.977, 0.9, steps=1, learning_rate=0.1, cut=True),
-        },
-        "scores": {"convnet": scores, "<i>vit": scores},
-        "config": {"evaluate.networks": 3},
-        "command": "python experiments/evaluate.py --distilled='a<b'",
-        "versions": {"jax": "0.10.2"},
-        "device": "cpu <2>",
-    }
+    return matrix_content()
 
 
 def write(folder, content):
@@ -74,7 +43,7 @@ def test_page(tmp_path, content):
         "&lt;i&gt;vit",
         f"{change} (\N{MINUS SIGN}20.0 to +1.0)",
         change,
-        "0.300",
+        "0.300 (0.250 to 0.400)",
         "0.200",
     ]
     assert cells(section(text, "rates"))[1] == [

@@ -84,13 +84,40 @@ def test_picture_is_nearest_neighbour_grey_and_clipped():
 
 
 def test_captions_are_drawn_and_long_ones_stay_in_their_column():
-    blank = pictures.picture(flat(2), np.array([0, 1]), ["", ""])
-    long = pictures.picture(flat(2), np.array([0, 1]), ["w" * 300, ""])
+    long = "w" * 300
+    blank = pictures.picture(flat(2), np.array([0, 1]), ["", long])
+    long = pictures.picture(flat(2), np.array([0, 1]), [long, long])
     changed = np.argwhere((np.asarray(blank) != np.asarray(long)).any(-1))
     left, _, width, _ = boxes(blank, 2)[0]
     assert changed[:, 1].min() >= left
     assert changed[:, 1].max() < left + width
     assert np.ptp(changed[:, 1]) > width / 2
+
+
+@pytest.mark.parametrize(
+    "name, lines",
+    [
+        ("cat", ["cat"]),
+        ("lung_opacity", ["lung_", "opacity"]),
+        ("viral pneumonia", ["viral", "pneumonia"]),
+        ("pneumonia viral", ["pneumonia", "viral"]),
+        ("wwwwwwwwwwwww", ["wwwwww", "wwwww…"]),
+        ("a very long name of a class", ["a very long", "name of …"]),
+    ],
+)
+def test_captions_take_two_lines(name, lines):
+    font = pictures._font(15)
+    width = round(font.getlength("pneumonia") + 0.5)
+    assert pictures._lines(name, font, width) == lines
+
+
+def test_a_caption_of_two_lines_is_above_its_tile():
+    short, long = (
+        pictures.picture(flat(2), np.array([0, 1]), ["cat", name])
+        for name in ("dog", "a very long name")
+    )
+    (_, before, *_), (_, after, *_) = (boxes(p, 2)[0] for p in (short, long))
+    assert after - before == long.height - short.height > 10
 
 
 def test_picture_refuses_other_shapes():

@@ -3,6 +3,7 @@
 import collections
 import json
 
+import browser
 import jax
 import numpy as np
 import pytest
@@ -283,6 +284,12 @@ def test_the_page(root, content):
     assert names[0] == "The file" and names[-1] == "All training data"
     assert "nas.networks" in text and "iadd.ipc" not in text
     assert report.write_page(root / "found").read_text() == text
+
+
+@browser.needed
+def test_the_page_in_a_browser(root, content, tmp_path):
+    (text,) = browser.texts(tmp_path, report.write_page(root / "found"))
+    assert content["networks"][0]["name"] in text
 
 
 @pytest.mark.parametrize(

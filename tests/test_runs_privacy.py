@@ -2,6 +2,7 @@
 
 import json
 
+import browser
 import numpy as np
 import pytest
 from small import IADD, door, refused
@@ -260,6 +261,12 @@ def test_cells_are_kept(content, root, settings, monkeypatch):
         run(root, settings.changed({"privacy.full_epochs": 61}))
 
 
+@browser.needed
+def test_the_page_in_a_browser(root, content, tmp_path):
+    (text,) = browser.texts(tmp_path, report.write_page(root / "card"))
+    assert "Does not show" in text and "flagged" in text
+
+
 def test_page(content, root):
     path = report.write_page(root / "card")
     text = path.read_text()
@@ -330,6 +337,7 @@ def test_door(root, monkeypatch, capsys):
         ([f"--distilled={root / 'nowhere'}"], "no distilled file"),
         (["--distilled=x", "--config.privacy.networks=0"], "at least 1"),
         (["--distilled=x", "--processes=2"], "one process"),
+        (["--distilled="], "names no file or folder"),
     ):
         monkeypatch.setattr("sys.argv", flags + more)
         code = script.launch.main(script.run, script.__doc__, tests=True)

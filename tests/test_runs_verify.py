@@ -2,14 +2,16 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import scipy.stats
-from small import IADD, door, refused
+from small import D2M, IADD, door, refused
 
 from ddjax import artifact, evaluate, parallel, training
 from ddjax.data import preprocess, sources
-from ddjax.runs import verify
+from ddjax.models import biggan
+from ddjax.runs import protocols, scores, verify
 from ddjax.settings import Settings
 from ddjax.types import InputError
 
@@ -102,6 +104,19 @@ def test_how_often_a_true_score_lies_in_it():
     assert 0.935 < inside / 2000 < 0.965
 
 
+def test_how_often_all_true_scores_lie_in_theirs():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(1000):
+        recorded, now = rng.normal(0.5, 0.01, (2, 4, 5))
+        inside += all(
+            abs(before.mean() - found.mean)
+            <= verify._half_width(found, 5, len(recorded))
+            for before, found in zip(recorded, map(evaluate.summarise, now))
+        )
+    assert 0.93 < inside / 1000 < 0.98
+
+
 def test_what_is_said(result):
     found = result[0]["convnet"]
     for recorded, word in ((found.low, "agrees"), (0.99, "does not agree")):
@@ -119,7 +134,7 @@ def test_what_is_said(result):
 @pytest.mark.parametrize(
     "changes, how, why",
     [
-        ({"scores": {}}, {}, "records no accuracies"),
+        ({"scores": {}}, {}, "records no accuracies of convnet,"),
         ({"scores": {"distilled": {"convnet": 3}}}, {}, "no accuracies"),
         (
             {"scores": {"distilled": {"convnet": {"accuracies": [9]}}}},
@@ -129,7 +144,7 @@ def test_what_is_said(result):
         (
             {"scores": {"distilled": {"mlp": {"accuracies": [0.5]}}}},
             {},
-            "no score of convnet",
+            "no accuracies of convnet",
         ),
         ({"method": "imported"}, {}, "no score of its own images"),
         ({"config": None}, {}, "no score of its own images"),
@@ -152,6 +167,100 @@ def test_refusals(tmp_path, changes, how, why):
     with pytest.raises(InputError, match=why) as error:
         verify.verify(example(**changes), data_folder=tmp_path, **how)
     assert "\n" not in str(error.value)
+
+
+ROWS = "stored/1/distilled", "stored/2/distilled", "stream/1/distilled"
+NAMES = "convnet stored/1", "convnet stored/2", "convnet stream/1"
+
+
+def generator_of(splits, **changes):
+    """A generator of digits, whose file tells all."""
+    module = biggan.Generator(
+        num_classes=10, size=8, channels=1, width=1, noise=4, form=biggan.FOLDED
+    )
+    score = {"accuracies": ACCURACIES}
+    metadata = {
+        "class_names": [str(digit) for digit in range(10)],
+        "method": "D2M",
+        "config": Settings.of({"data.source": "digits", **D2M}).flat(),
+        "test_data": sources.fingerprint(splits.test),
+        "scores": {
+            row: {"convnet": score | {"balanced_accuracy": score}}
+            for row in ROWS
+        },
+    }
+    return artifact.GeneratorArtifact(
+        biggan.GenApply(module),
+        "params",
+        preprocess.fit_standardise(splits.train.images),
+        json.loads(json.dumps(metadata | changes)),
+    )
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy"])
+def test_a_generator(monkeypatch, tmp_path, metric):
+    """By both protocols as its config says, with other keys and noise than the
+    run's; against what is recorded in the terms of its metric."""
+    splits = sources.load("digits", held_out=0.1, seed=0)
+    given = generator_of(splits)
+    given.metadata["config"]["evaluate.metric"] = metric
+    for row in given.metadata["scores"].values():
+        row["convnet"]["balanced_accuracy"] = {"accuracies": [0.3, 0.5]}
+    calls = []
+
+    def generated_scores(settings, task, found, sides, choose=None, key=None):
+        calls.append((settings, task, found, sides, key))
+        result = evaluate.summarise(
+            [0.3, 0.34, 0.32], np.full((3, 10), [[0.4], [0.44], [0.42]])
+        )
+        return {row: {"convnet": scores.as_json(result)} for row in ROWS}
+
+    monkeypatch.setattr(verify.protocols, "generated_scores", generated_scores)
+    verdicts = verify.verify(given, data_folder=tmp_path, networks=3)
+    ((settings, task, found, sides, key),) = calls
+    assert tuple(verdicts) == NAMES
+    assert settings.evaluate.networks == 3 and found is given
+    assert json.loads(json.dumps(settings.flat())) == (
+        given.metadata["config"] | {"evaluate.networks": 3}
+    )
+    assert sides == {"distilled": "params"}
+    assert sources.fingerprint(task.splits.test) == given.metadata["test_data"]
+    verify.verify(given, data_folder=tmp_path, seed=1)
+    again = calls[1]
+    assert again[0].evaluate.networks == 2
+    run = jax.random.fold_in(jax.random.key(0), protocols._FINAL)
+    keys = {
+        tuple(jax.random.key_data(k).tolist()) for k in (key, again[4], run)
+    }
+    assert len(keys) == 3
+    expected = (0.3, 0.32) if metric == "accuracy" else (0.4, 0.42)
+    for verdict in verdicts.values():
+        means = verdict.recorded.mean, verdict.found.mean
+        assert means == pytest.approx(expected)
+        assert verdict.same_data and verdict.agrees
+    told = verify.lines(verdicts)
+    mean = f"{100 * expected[0]:.2f} %"
+    assert told[0].startswith(f"recorded convnet stored/1  {mean}")
+    assert len(told) == 9 and "95% for all together" in told[2]
+
+
+@pytest.mark.parametrize(
+    "changes, why",
+    [
+        ({"scores": {}}, "no accuracies of convnet stored/1,"),
+        (
+            {"scores": {ROWS[0]: {"convnet": 1}}},
+            "no accuracies of convnet stor",
+        ),
+        ({"config": None}, "no score of its own images"),
+        ({"method": "IADD"}, "no score of its own images"),
+        ({"class_names": list("abcdefghij")}, "other classes"),
+    ],
+)
+def test_refusals_of_generators(tmp_path, changes, why):
+    splits = sources.load("digits", held_out=0.1, seed=0)
+    with pytest.raises(InputError, match=why):
+        verify.verify(generator_of(splits, **changes), data_folder=tmp_path)
 
 
 def test_images_of_another_size(tmp_path):

@@ -659,6 +659,11 @@ class GenApply:
         """d, the length of a noise vector."""
         return self.module.noise
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(h, w, c)."""
+        return self.module.size, self.module.size, self.module.channels
+
     def __call__(self, params, noise, labels):
         """Images in 0..1."""
         return self.module.apply({"params": params}, noise, labels)

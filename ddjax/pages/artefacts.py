@@ -6,9 +6,10 @@ the one sentence of an ``InputError``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,24 @@ def read_json(path: Path) -> dict[str, Any]:
         return files.read_json(path)
     except (OSError, files.DamagedFile) as error:
         raise InputError(str(error)) from error
+
+
+@contextlib.contextmanager
+def as_written(path: Path, script: str) -> Iterator[None]:
+    """InputError where what a file holds is not what a script writes: the
+    block looks into it."""
+    try:
+        yield
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise InputError(
+            f"{path} is not what {script} writes ({error!r}): run it again"
+        ) from error
 
 
 def read_npz(path: Path, *required: str) -> dict[str, np.ndarray]:

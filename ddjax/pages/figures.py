@@ -93,6 +93,7 @@ def _panel(title: str) -> tuple[Figure, Any]:
     figure = Figure((5, 2.6), layout="constrained")
     axes = figure.subplots()
     axes.set(title=title, xlabel="step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     return figure, axes
 
 

@@ -8,7 +8,7 @@ matrix.json.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ddjax.pages import artefacts, figures, page, scores
-from ddjax.types import InputError
 
 __all__ = ["write_page"]
 
@@ -57,7 +56,9 @@ def write_page(folder: Path) -> Path:
         "python experiments/evaluate.py --distilled=PATH --config=...",
     )
     content = artefacts.read_json(folder / "matrix.json")
-    try:
+    with artefacts.as_written(
+        folder / "matrix.json", "evaluate.py --distilled="
+    ):
         rows = scores.results_of(content["rows"])
         file, found = content["file"], content["scores"]
         networks = list(rows["distilled"])
@@ -72,11 +73,6 @@ def write_page(folder: Path) -> Path:
             "rate": float(file["learning_rate"]),
             "ipc": int(content["ipc"]),
         }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{folder / 'matrix.json'} is not what evaluate.py --distilled= "
-            f"writes ({error!r}): run it again"
-        ) from error
     balanced = scores.is_unbalanced(rows.values())
     return page.write(
         folder / "matrix.html",
@@ -86,6 +82,7 @@ def write_page(folder: Path) -> Path:
         networks=networks,
         shape=shape,
         classes=len(classes),
+        inches=_inches(networks),
         heat=_heat_map(rows, networks, "accuracy"),
         balanced=(
             _heat_map(rows, networks, "balanced_accuracy") if balanced else None
@@ -107,19 +104,18 @@ def _scores(network: str, found: Mapping[str, Any]) -> list[str]:
     """A row of the table of scores."""
     return [
         network,
-        *(_interval(found[name]) for name in ("hlr", "ior")),
-        f"{found['lrs']:.3f}",
-        f"{found['ars']:.3f}",
+        *(_interval(found[name], page.points) for name in ("hlr", "ior")),
+        *(_interval(found[name], "{:.3f}".format) for name in ("lrs", "ars")),
     ]
 
 
-def _interval(found: Mapping[str, float | None]) -> str:
-    text = page.points(found["mean"])
+def _interval(
+    found: Mapping[str, float | None], told: Callable[[float], str]
+) -> str:
+    text = told(found["mean"])
     if found["low"] is None:
         return text
-    return (
-        f"{text} ({page.points(found['low'])} to {page.points(found['high'])})"
-    )
+    return f"{text} ({told(found['low'])} to {told(found['high'])})"
 
 
 def _rates(
@@ -131,6 +127,11 @@ def _rates(
         _ROWS[row],
         *("" if rate is None else figures.number(rate) for rate in rates),
     ]
+
+
+def _inches(networks: list[str]) -> float:
+    """The width of a heat map."""
+    return 2.6 + 1.05 * len(networks)
 
 
 @figures.style()
@@ -148,7 +149,7 @@ def _heat_map(
     means = [cell["mean"] for cell in cells.values()]
     low, span = min(means), max(max(means) - min(means), 1e-9)
     figure = Figure(
-        (2.6 + 1.05 * len(networks), 0.7 + 0.42 * len(names)),
+        (_inches(networks), 0.7 + 0.42 * len(names)),
         layout="constrained",
     )
     axes = figure.subplots()

@@ -16,7 +16,6 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ddjax.pages import artefacts, figures, page
-from ddjax.types import InputError
 
 __all__ = ["write_page"]
 
@@ -61,7 +60,7 @@ def write_page(folder: Path) -> Path:
         "python experiments/nas.py --distilled=PATH --config=...",
     )
     content = artefacts.read_json(folder / "nas.json")
-    try:
+    with artefacts.as_written(folder / "nas.json", "nas.py"):
         networks, found = content["networks"], content["correlations"]
         picks, costs = content["picks"], content["costs"]
         proxies = [name for name in costs if name != "full_data"]
@@ -97,18 +96,6 @@ def write_page(folder: Path) -> Path:
             "steps": content["config"]["nas.full_steps"],
             "epochs": content["config"]["nas.epochs"],
         }
-    except (
-        AttributeError,
-        IndexError,
-        KeyError,
-        TypeError,
-        ValueError,
-        ZeroDivisionError,
-    ) as error:
-        raise InputError(
-            f"{folder / 'nas.json'} is not what nas.py writes ({error!r}): run "
-            "it again"
-        ) from error
     return page.write(
         folder / "nas.html",
         "nas.html",

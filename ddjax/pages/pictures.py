@@ -83,7 +83,10 @@ def picture(
     bands = math.ceil(len(columns) / across)
     font = _font(max(10, min(15, tile_w // 6)))
     line = math.ceil(1.5 * font.size)
-    band_h = line + rows * (tile_h + _GAP) + _GAP
+    names = [_name(class_names, int(labels[i])) for i, *_ in columns]
+    names = [_lines(name, font, tile_w) for name in names]
+    head = line * max(map(len, names))
+    band_h = head + rows * (tile_h + _GAP) + _GAP
     cut = rows < most
     size = (
         across * (tile_w + _GAP) + 3 * _GAP,
@@ -94,19 +97,25 @@ def picture(
     for i, column in enumerate(columns):
         x = 2 * _GAP + i % across * (tile_w + _GAP)
         y = _GAP + i // across * band_h
-        label = int(labels[column[0]])
-        name = class_names[label] if label < len(class_names) else label
-        middle = (x + tile_w / 2, y + line / 2)
-        draw.text(middle, _fit(name, font, tile_w), _TEXT, font, anchor="mm")
+        for row, text in enumerate(names[i]):
+            # The last line stands on the tile.
+            up = line * (len(names[i]) - row - 0.5)
+            middle = (x + tile_w / 2, y + head - up)
+            draw.text(middle, text, _TEXT, font, anchor="mm")
         for row, index in enumerate(column[:rows]):
             tile = Image.fromarray(_bytes(images[index]))
             tile = tile.resize((tile_w, tile_h), Image.Resampling.NEAREST)
-            canvas.paste(tile, (x, y + line + row * (tile_h + _GAP)))
+            canvas.paste(tile, (x, y + head + row * (tile_h + _GAP)))
     if cut:
         place = (2 * _GAP, canvas.height - line / 2 - _GAP)
         note = f"The first {rows} of {most} images of each class"
         draw.text(place, note, _TEXT, font, anchor="lm")
     return canvas
+
+
+def _name(class_names: Sequence[str], label: int) -> str:
+    name = class_names[label] if label < len(class_names) else label
+    return " ".join(str(name).split())
 
 
 def _scale(height: int, width: int, columns: int, rows: int) -> int:
@@ -131,8 +140,22 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(path), size)
 
 
-def _fit(name: Any, font: ImageFont.FreeTypeFont, width: int) -> str:
-    name = " ".join(str(name).split())
+def _lines(name: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """The name in one line or two; what is longer is cut."""
+    if font.getlength(name) <= width:
+        return [name]
+    first = name
+    while first and font.getlength(first) > width:
+        first = first[:-1]
+    if not name[len(first) :].startswith(" "):
+        # After a word, where one ends.
+        end = max(map(first.rfind, " _-")) + 1
+        first = first[:end] or first
+    rest = name[len(first) :].strip()
+    return [first.strip(), _fit(rest, font, width)]
+
+
+def _fit(name: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     if font.getlength(name) <= width:
         return name
     while name and font.getlength(name + "…") > width:

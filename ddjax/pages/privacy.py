@@ -18,7 +18,6 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ddjax.pages import artefacts, figures, page, pictures
-from ddjax.types import InputError
 
 __all__ = ["write_page"]
 
@@ -66,7 +65,7 @@ def write_page(folder: Path) -> Path:
     images = artefacts.read_npz(
         folder / "neighbours.npz", "distilled", "pixels", "features"
     )
-    try:
+    with artefacts.as_written(folder / "privacy.json", "privacy.py"):
         near, names = content["neighbours"], content["file"]["classes"]
         chosen = _chosen(near)
         values = {
@@ -103,17 +102,6 @@ def write_page(folder: Path) -> Path:
                 for row in content["findings"]
             ],
         }
-    except (
-        AttributeError,
-        IndexError,
-        KeyError,
-        TypeError,
-        ValueError,
-    ) as error:
-        raise InputError(
-            f"{folder / 'privacy.json'} is not what privacy.py writes "
-            f"({error!r}): run it again"
-        ) from error
     return page.write(
         folder / "privacy.html",
         "privacy.html",
@@ -204,6 +192,7 @@ def _distances(
     )
     axes.set(title=f"By {by}", xlabel="distance to the nearest training image")
     axes.set_ylabel("held-out images")
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set_xlim(left=0)
     axes.legend()
     alt = (

@@ -235,8 +235,7 @@ def check_generator(
 ) -> None:
     """InputError where a generator does not make this data set's images."""
     names = task.splits.train.class_names
-    module = found.apply.module
-    made = (module.size, module.size, module.channels)
+    made = found.apply.image_shape
     if made != task.image_shape:
         raise InputError(
             f"the generator in {path} makes images of {made}, the config's "
@@ -467,6 +466,7 @@ def conclude(
                 "class_names": list(task.splits.train.class_names),
                 "method": "D2M",
                 "data": sources.fingerprint(task.splits.train),
+                "test_data": sources.fingerprint(task.splits.test),
                 "model": dataclasses.asdict(settings.model),
                 "augmentation": settings.d2m.augment,
                 "evaluation": scores.recipe_of(settings.evaluate)._asdict(),

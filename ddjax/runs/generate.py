@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -91,8 +92,7 @@ def run(
 
 
 def _check_size(found: artifact.GeneratorArtifact, count: int) -> None:
-    module = found.apply.module
-    values = count * module.size**2 * module.channels
+    values = count * math.prod(found.apply.image_shape)
     if values > _MOST:
         raise InputError(
             f"{count:,} images are {values / 2**28:.0f} GiB: lower --ipc"

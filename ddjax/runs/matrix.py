@@ -97,12 +97,6 @@ class Subject(NamedTuple):
         """The task, preprocessed as the file has it."""
         return self.task._replace(preprocessing=self.found.preprocessing)
 
-    @property
-    def is_soft(self) -> bool:
-        """Whether its labels are more than classes."""
-        labels = self.found.labels
-        return not np.allclose(labels, scores.hardened(labels))
-
 
 class Cell(NamedTuple):
     """How a cell is filled, but for that of full_data.
@@ -151,7 +145,7 @@ def run(
     table = fill(subject, tests, folder / "cells")
     scores.add_gains(table)
     content = {
-        "file": describe(path, subject),
+        "file": describe(path, found),
         "ipc": subject.ipc,
         "rows": table,
         "scores": {
@@ -219,7 +213,14 @@ def opened(path: Path) -> tuple[Path, artifact.Artifact]:
     Raises:
       InputError: it is missing or damaged, or holds a generator.
     """
-    path = path / "distilled.npz" if path.is_dir() else path
+    if path.is_dir():
+        path = path / "distilled.npz"
+        if not path.exists():
+            raise InputError(
+                f"{path.parent} holds no distilled.npz: name the folder of a "
+                "finished run, or take in others' images with "
+                "experiments/import_images.py first"
+            )
     if path.exists() and artifact.is_generator(path):
         raise InputError(
             f"{path} holds a generator: make images of it first with "
@@ -228,18 +229,23 @@ def opened(path: Path) -> tuple[Path, artifact.Artifact]:
     return path, artifact.load(path)
 
 
-def describe(path: Path, subject: Subject) -> dict[str, Any]:
-    """What matrix.json says of the file."""
-    metadata = subject.found.metadata
+def describe(path: Path, found: artifact.Artifact) -> dict[str, Any]:
+    """What matrix.json and others say of the file."""
+    metadata = found.metadata
     return {
         "path": str(path),
         "sha256": files.sha256(path),
-        "shape": list(subject.found.images.shape),
+        "shape": list(found.images.shape),
         "classes": list(metadata["class_names"]),
-        "soft": subject.is_soft,
-        "learning_rate": subject.found.learning_rate,
+        "soft": _is_soft(found.labels),
+        "learning_rate": found.learning_rate,
         "method": str(metadata.get("method", "")),
     }
+
+
+def _is_soft(labels: np.ndarray) -> bool:
+    """Whether labels [n k] are more than classes."""
+    return not np.allclose(labels, scores.hardened(labels))
 
 
 # Cells -----------------------------------------------------------------------
@@ -348,7 +354,7 @@ def rows_of(
     labels = scores.labels_of(found.labels, part)
     hard = scores.hardened(found.labels)
     rows: dict[str, Cell | None] = {"distilled": distilled(labels, recipe)}
-    if subject.is_soft and part.labels == "soft":
+    if _is_soft(found.labels) and part.labels == "soft":
         rows["distilled_hard"] = distilled(hard, recipe)
     if recipe.augment:
         rows["distilled_unaugmented"] = distilled(labels, plain)
@@ -487,43 +493,72 @@ def seeing(subject: Subject) -> Any:
 
 
 def robust_scores(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The benchmark's scores of one network; all of accuracies as shares.
+    """The benchmark's scores of one network, with 95% intervals.
 
-    HLR and IOR are differences of independent networks with 95% intervals, see
-    ``evaluate.difference``; LRS and ARS see ``evaluate.robust_score``. ARS
-    needs both rows without augmentation; where nothing is augmented they are
-    the rows with it.
+    HLR and IOR are differences of accuracies as shares. LRS and ARS, see
+    ``evaluate.robust_score``, rise with a weighted sum of mean accuracies, so
+    that the ends of its interval, see ``evaluate.contrast``, are the ends of
+    theirs. Network i of two distilled rows begins with the same parameters, and
+    so does that of two random rows: where a score takes both rows, they count
+    as one of their networks' means. ARS needs both rows without augmentation;
+    where nothing is augmented they are the rows with it.
 
     Args:
       rows: {row: result} with distilled, random_real and full_data.
 
     Returns:
-      {"hlr": {mean, low, high}, "ior": the same, "lrs", "ars"}.
+      {"hlr", "ior", "lrs", "ars"}, each {mean, low, high}; the ends are None
+      where a row has one network.
     """
 
-    def less(first, second):
-        return evaluate.difference(
-            rows[first]["accuracies"], rows[second]["accuracies"]
-        )
+    def both(*names):
+        known = [name for name in names if name in rows]
+        return np.mean([rows[name]["accuracies"] for name in known], axis=0)
 
-    hard = "distilled_hard" if "distilled_hard" in rows else "distilled"
-    lost, gained = less("full_data", hard), less("distilled", "random_real")
-    both = gained.mean
-    if "distilled_unaugmented" in rows:
-        plain = less("distilled_unaugmented", "random_real_unaugmented")
-        both = (gained.mean + plain.mean) / 2
+    def score(*sides):
+        found = evaluate.contrast(*sides)
+        return {
+            name: None if value is None else evaluate.robust_score(value)
+            for name, value in found._asdict().items()
+        }
+
+    distilled, real, whole = (
+        rows[name]["accuracies"]
+        for name in ("distilled", "random_real", "full_data")
+    )
+    hard = rows.get("distilled_hard", rows["distilled"])["accuracies"]
     return {
-        "hlr": lost._asdict(),
-        "ior": gained._asdict(),
-        "lrs": evaluate.robust_score((gained.mean - lost.mean) / 2),
-        "ars": evaluate.robust_score(both),
+        "hlr": evaluate.difference(whole, hard)._asdict(),
+        "ior": evaluate.difference(distilled, real)._asdict(),
+        # (IOR - HLR) / 2, and the mean gain with and without augmentation.
+        "lrs": score(
+            (1.0, both("distilled", "distilled_hard")),
+            (-0.5, real),
+            (-0.5, whole),
+        ),
+        "ars": score(
+            (1.0, both("distilled", "distilled_unaugmented")),
+            (-1.0, both("random_real", "random_real_unaugmented")),
+        ),
     }
 
 
 def score_line(model: str, found: Mapping[str, Any]) -> str:
     """One line for a person; HLR and IOR in points."""
-    return (
-        f"{model:8} HLR {100 * found['hlr']['mean']:.2f}  IOR "
-        f"{100 * found['ior']['mean']:+.2f}  LRS {found['lrs']:.3f}  ARS "
-        f"{found['ars']:.3f}"
+
+    def told(name, scale, form):
+        values = [found[name][end] for end in ("mean", "low", "high")]
+        if None in values:
+            return f"{name.upper()} {scale * values[0]:{form}}"
+        mean, low, high = (f"{scale * value:{form}}" for value in values)
+        return f"{name.upper()} {mean} ({low} .. {high})"
+
+    return "  ".join(
+        (
+            f"{model:8}",
+            told("hlr", 100, ".2f"),
+            told("ior", 100, "+.2f"),
+            told("lrs", 1, ".3f"),
+            told("ars", 1, ".3f"),
+        )
     )

@@ -156,7 +156,7 @@ def run(
     table = fill(subject, networks, folder / "cells")
     proxies = ["distilled", *part.proxy_names]
     content = {
-        "file": matrix.describe(path, subject),
+        "file": matrix.describe(path, subject.found),
         "ipc": subject.ipc,
         "grid": {
             "networks": len(whole),

@@ -89,13 +89,7 @@ def run(
     near = neighbours(subject, answers, folder / "cells")
     save_pictures(folder / "neighbours.npz", subject, near, before)
     content = {
-        "file": {
-            "path": str(path),
-            "sha256": files.sha256(path),
-            "shape": list(found.images.shape),
-            "classes": list(task.splits.train.class_names),
-            "method": str(found.metadata.get("method", "")),
-        },
+        "file": matrix.describe(path, found),
         "counts": {
             "training": len(task.splits.train.labels),
             "held_out": len(subject.strangers),

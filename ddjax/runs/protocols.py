@@ -159,6 +159,7 @@ def generated_scores(
     found: artifact.GeneratorArtifact,
     sides: Mapping[str, Any],
     choose: MakeImages | None = None,
+    key: jax.Array | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The rows of ``final_scores`` that generated images make.
 
@@ -169,9 +170,12 @@ def generated_scores(
         through too.
       sides: {what: generator's params}.
       choose: how images are chosen, for rows WHAT_chosen beside the others.
+      key: of the networks and the noise; that of a run's final scores by
+        default.
     """
     part, ipc_stream = settings.evaluate, settings.d2m.stream_ipc
-    key = jax.random.fold_in(jax.random.key(settings.seed), _FINAL)
+    if key is None:
+        key = jax.random.fold_in(jax.random.key(settings.seed), _FINAL)
     recipes = recipes_of(settings)
     table: dict[str, dict] = {}
     ways = {"": drawn_images} | ({"_chosen": choose} if choose else {})

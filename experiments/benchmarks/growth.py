@@ -31,6 +31,7 @@ import launch
 import numpy as np
 from accelerator_memory import planned_bytes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from ddjax import evaluate, files, iadd, models, training, trajectories
 from ddjax.pages import figures
@@ -262,7 +263,12 @@ def drawn(name: str, rows: list[dict[str, Any]]) -> list[Any]:
             label, color = kinds[what]
             axes.plot(x, y, color=color, marker="o", ms=3, label=label)
             axes.set_xticks(x, map(str, x), minor=False)
-            axes.xaxis.set_minor_locator(figures.NullLocator())
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_minor_locator(figures.NullLocator())
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(
+                figures.PLAIN if what != "bytes" else lambda v, _: file_size(v)
+            )
             said.append(f"{label} from {y[0]:.3g} to {y[-1]:.3g}")
         if said:
             axes.legend()
