@@ -289,6 +289,14 @@ def _train_streamed(
 def _classes_of(module, test):
     """k, the network's logits; InputError where the test's labels are not."""
     count, *shape = test.images.shape
+    num_classes = _logits(module, tuple(shape))
+    check_labels("test labels", test.labels, count, num_classes)
+    return num_classes
+
+
+@functools.lru_cache(maxsize=256)
+def _logits(module, shape):
+    """Kept, because a trace of the network takes longer than a small test."""
     key = jax.random.key(0)
     logits, _ = jax.eval_shape(
         lambda images: training.apply_fn_of(module)(
@@ -296,9 +304,7 @@ def _classes_of(module, test):
         ),
         jax.ShapeDtypeStruct((1, *shape), jnp.float32),
     )
-    num_classes = logits.shape[-1]
-    check_labels("test labels", test.labels, count, num_classes)
-    return num_classes
+    return logits.shape[-1]
 
 
 # Bytes of test images that are read and tested at a time.

@@ -33,6 +33,24 @@ install_import_hook(
     "beartype.beartype",
 )
 
+# A worker that takes one of these last works on while the other has no more.
+LONG = {
+    "test_accelerator_kit",
+    "test_api",
+    "test_every_config",
+    "test_experiments",
+    "test_hosts",
+    "test_notebooks",
+    "test_runs_d2m",
+    "test_runs_iadd",
+    "test_runs_plan",
+}
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
 
 @pytest.fixture
 def x64():

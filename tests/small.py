@@ -34,7 +34,7 @@ IADD = {
     "evaluate.look_networks": 1,
     "evaluate.looks": 2,
     "evaluate.augment": "none",
-    "evaluate.full_steps": 42,
+    "evaluate.full_steps": 21,  # an epoch of the digits: no longer training
     "log.every": 2,
     "log.checkpoint_every": 4,
 }

@@ -20,7 +20,11 @@ from ddjax.types import InputError
 pytestmark = pytest.mark.filterwarnings(
     "ignore:the load_module:DeprecationWarning"
 )
-SMALL = IADD | {"evaluate.networks": 1, "evaluate.looks": 1}
+SMALL = IADD | {
+    "evaluate.networks": 1,
+    "evaluate.looks": 1,
+    "evaluate.baselines": "",
+}
 BARS = {
     "iadd.image_step": 1.0,
     "iadd.learning_rate_step": 1e-9,
@@ -247,7 +251,14 @@ def test_what_a_call_asks_for(folder, monkeypatch):
 
 
 def test_a_generator_makes_images(folder, tmp_path):
-    fields = D2M | {"evaluate.networks": 1, "gan.iterations": 2}
+    fields = D2M | {
+        "evaluate.networks": 1,
+        "evaluate.baselines": "",
+        "gan.iterations": 2,
+        "gan.looks": 1,
+        "d2m.choose": "none",
+        "d2m.iterations": 2,
+    }
     run = ddjax.distill("digits", method="d2m", root=folder / "runs", **fields)
     assert run.path.name == "d2m-folder-digits"
     # The middle one of d2m.ipcs=1,2.

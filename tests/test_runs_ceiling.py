@@ -10,7 +10,9 @@ from ddjax import evaluate
 from ddjax.runs import ceiling, prepare, scores
 from ddjax.settings import Settings
 
-SETTINGS = Settings.of({"data.source": "digits", **IADD})
+SETTINGS = Settings.of(
+    IADD | {"data.source": "digits", "evaluate.full_steps": 42}
+)
 
 
 def search(curve, first=10, most=None, error=0.01):

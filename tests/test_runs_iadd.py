@@ -19,7 +19,14 @@ from ddjax.runs.workdir import Shared
 from ddjax.settings import Settings
 from ddjax.types import InputError, Segment
 
-DIGITS = Settings.of({"data.source": "digits", "iadd.image_step": 10.0, **IADD})
+DIGITS = Settings.of(
+    IADD
+    | {
+        "data.source": "digits",
+        "iadd.image_step": 10.0,
+        "evaluate.full_steps": 42,
+    }
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
