@@ -9,8 +9,13 @@ the plan, kept in config.json, decides every byte of the run.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import json
 import math
+import os
+import platform
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -21,11 +26,12 @@ import jax
 import numpy as np
 
 from ddjax import files, training
-from ddjax.runs import ceiling, prepare, probe, teachers
+from ddjax.data import sources
+from ddjax.runs import ceiling, prepare, probe, teachers, workdir
 from ddjax.settings import BASELINES, Evaluate, Settings
 from ddjax.types import InputError, Params
 
-__all__ = ["Plan", "decide", "estimate", "lines"]
+__all__ = ["Plan", "decide", "estimate", "keep", "kept_in", "lines", "recall"]
 
 # An image of an update costs so many of plain training, about.
 _UPDATE_COST = 2.2
@@ -370,6 +376,56 @@ def _risen(found: list[float]) -> int:
         return len(found) - 1
     enough = smooth.min() + 0.97 * (smooth.max() - smooth.min())
     return min(int(np.argmax(smooth >= enough)) + 2, len(found) - 1)
+
+
+# Between --plan and the run ---------------------------------------------------
+
+_KEPT_SECONDS = 24 * 3600  # by then the machine may be busy with other things
+
+
+def kept_in(
+    folder: Path, asked: Settings, fixed: Collection[str], splits: Any
+) -> Path:
+    """The file, in a folder, of the plan for these settings and images on this
+    machine by these versions."""
+    request = [
+        workdir.described(asked, "iadd"),
+        sorted(fixed),
+        sources.fingerprint(*splits),
+        workdir.made_with(),
+        [platform.node(), os.cpu_count()],
+    ]
+    digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()
+    return folder / f"plan-{digest[:12]}.json"
+
+
+def keep(path: Path, plan: Plan) -> None:
+    """Writes a plan down for the run that is asked for next."""
+    content = plan._asdict() | {"settings": None}
+    with contextlib.suppress(OSError):  # what is lost is a measurement
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(path, files.sealed(content))
+
+
+def recall(path: Path, asked: Settings) -> Plan | None:
+    """The plan that ``keep`` wrote for these settings within the last day, and
+    only once; None where there is none."""
+    try:
+        age = time.time() - path.stat().st_mtime
+        found = files.read_json(path)
+        path.unlink()
+    except (OSError, files.DamagedFile):
+        return None
+    if age > _KEPT_SECONDS:
+        return None
+    spans = (found["agreement"] or {}).items()
+    plan = Plan(**found)._replace(
+        settings=asked.changed(found["fields"]),
+        seconds=found["seconds"] | {"plan": 0.0},
+        agreement={int(span): cosines for span, cosines in spans},
+    )
+    _check_room(plan)
+    return plan
 
 
 # Room ------------------------------------------------------------------------
