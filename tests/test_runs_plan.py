@@ -184,6 +184,16 @@ def test_too_few_minutes_are_refused_with_a_number_that_suffices(task):
         plan.decide(asked.changed({"minutes": 0.1}), task)
 
 
+def test_a_measurement_that_takes_the_minutes_is_given_up(task, monkeypatch):
+    asked, clock = ASKED.changed({"minutes": 3.0}), iter([0.0, 80.0, 100.0])
+    monkeypatch.setattr(plan.time, "perf_counter", lambda: next(clock))
+    slow = probe.TestCost(100.0, 0.0, 0.0)
+    monkeypatch.setattr(probe, "test_cost", lambda *args: slow)
+    asked = asked.changed({"model.width": 64})
+    with pytest.raises(InputError, match=r"taken 1\.7 .* give minutes=7, or"):
+        plan.decide(asked, task)
+
+
 def test_memory_and_disk_are_looked_at(monkeypatch):
     small = plan.Plan(ASKED, {}, {}, 10**6, 10**6)
     plan._check_room(small)

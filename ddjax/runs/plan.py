@@ -60,6 +60,7 @@ _LARGE_SIDE = 64  # pixels, from which images may be made smaller
 _UPDATES_SHARE = 0.4
 _PILOT_SHARE, _TEACHERS_SHARE, _TESTS_SHARE = 0.07, 0.20, 0.25
 _FULL_DATA_SHARE = 0.08
+_PLAN_SHARE = 0.5  # by then there is no time for the rest
 # Imports, data, compilation of what is not measured, and the page.
 _FIXED_SECONDS = 25
 # The search for the length on the whole data, in networks of its bound.
@@ -126,6 +127,7 @@ def decide(
     widest, fields = asked.model.width, {}
     while True:
         test = probe.test_cost(asked, task)
+        _check_pace(asked, begin)
         per_step = test.per_epoch * images / (asked.iadd.ipc * task.num_classes)
         each = 20 * per_step * _UPDATE_COST
         least = dataclasses.replace(
@@ -174,6 +176,17 @@ def decide(
     return plan, task
 
 
+def _check_pace(asked: Settings, begin: float) -> None:
+    """InputError where measuring takes what the run would need."""
+    spent = (time.perf_counter() - begin) / 60
+    if spent > _PLAN_SHARE * asked.minutes:
+        raise InputError(
+            f"minutes={asked.minutes:g} do not suffice for this set on this "
+            f"machine: to measure it has taken {spent:.1f} of them and is not "
+            f"done; give minutes={math.ceil(4 * spent)}, or lower data.size"
+        )
+
+
 def _may_shrink(asked, task, fixed) -> bool:
     """Whether the images are large and theirs is no side of the user's."""
     return (
@@ -216,6 +229,7 @@ def _at_width(asked, task, test, fixed, total, begin) -> Plan:
         most=_PILOT_SHARE * total,
         least=max(_SPANS) + 3,
     )
+    _check_pace(asked, begin)
     last = _risen(pilot.scores)
     spans = [span for span in _SPANS if span < len(pilot.snapshots)]
     found = {
