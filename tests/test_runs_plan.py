@@ -190,7 +190,7 @@ def test_a_measurement_that_takes_the_minutes_is_given_up(task, monkeypatch):
     slow = probe.TestCost(100.0, 0.0, 0.0)
     monkeypatch.setattr(probe, "test_cost", lambda *args: slow)
     asked = asked.changed({"model.width": 64})
-    with pytest.raises(InputError, match=r"taken 1\.7 .* give minutes=7, or"):
+    with pytest.raises(InputError, match=r"taken 1\.7 .* minutes=14, or"):
         plan.decide(asked, task)
 
 

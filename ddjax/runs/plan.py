@@ -183,7 +183,8 @@ def _check_pace(asked: Settings, begin: float) -> None:
         raise InputError(
             f"minutes={asked.minutes:g} do not suffice for this set on this "
             f"machine: to measure it has taken {spent:.1f} of them and is not "
-            f"done; give minutes={math.ceil(4 * spent)}, or lower data.size"
+            f"done; give at least minutes={math.ceil(8 * spent)}, or lower "
+            "data.size"
         )
 
 
