@@ -432,6 +432,17 @@ def test_refusals(made, changes, kwargs, said):
         made(source(list(pictures(4)), list(pictures(4)), **changes), **kwargs)
 
 
+def test_what_cannot_be_opened_leaves_nothing(made, tmp_path):
+    def missing():
+        raise InputError("there is no folder")
+
+    with pytest.raises(InputError, match="no folder"):
+        made(missing)
+    with pytest.raises(InputError, match="bird"):
+        made(source(list(pictures(4)), list(pictures(4))), classes=["bird"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_images_of_different_sizes(made):
     odd = [*pictures(3), *pictures(1, shape=(9, 8, 3))]
     with pytest.raises(InputError, match=r"train/3 is 8 x 9.* 5 x 6.*size"):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 
 import jax
 import numpy as np
@@ -126,12 +127,71 @@ def test_a_plan_alone_leaves_nothing(tmp_path, capsys, monkeypatch, task):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_takes_the_plan_that_was_shown(
+    tmp_path, capsys, monkeypatch, task
+):
+    """Once, within a day, and of the same request."""
+    fields = {"iadd.span": 2, "iadd.max_start": 1}
+    made = plan.Plan(
+        ASKED.changed(fields), fields, {"plan": 60.0}, 0, 0, {2: [0.5, 0.25]}
+    )
+    decided, trained = [], []
+
+    class Begun(Exception):
+        pass
+
+    def decide(*args):
+        decided.append(args)
+        return made, task
+
+    def train(settings, *args):
+        trained.append(settings.iadd.span)
+        raise Begun
+
+    monkeypatch.setattr(plan, "decide", decide)
+    monkeypatch.setattr(teachers, "train", train)
+    shared = Shared(*(tmp_path / n for n in ("teachers", "data", "generators")))
+
+    def show(**how):
+        iadd.run(ASKED, tmp_path / "run", shared, plan_only=True, **how)
+
+    def begin(**how):
+        with pytest.raises(Begun):
+            iadd.run(ASKED, tmp_path / "run", shared, **how)
+        return len(decided)
+
+    show()
+    shown = capsys.readouterr().out
+    assert begin(fixed=["seed"]) == 2  # another request
+    capsys.readouterr()
+    assert begin() == 2 and trained == [2, 2]
+    said = capsys.readouterr().out
+    assert "as --plan has measured" in said and "0.0 plan" in said
+    agreement = "agreement 2: 0.50 0.25"
+    assert agreement in shown and agreement in said
+    assert begin() == 3  # used up
+    show()
+    (kept,) = shared.data.glob("plan-*.json")
+    os.utime(kept, (1, 1))
+    assert begin() == 5
+
+
 def test_too_few_minutes_are_refused_with_a_number_that_suffices(task):
     asked = ASKED.changed({"minutes": 0.45})
     with pytest.raises(InputError, match=r"tests .*; give minutes=[1-9]"):
         plan.decide(asked, task, set(FIXED) - {"iadd.iterations"})
     with pytest.raises(InputError, match="less than a start"):
         plan.decide(asked.changed({"minutes": 0.1}), task)
+
+
+def test_a_measurement_that_takes_the_minutes_is_given_up(task, monkeypatch):
+    asked, clock = ASKED.changed({"minutes": 3.0}), iter([0.0, 80.0, 100.0])
+    monkeypatch.setattr(plan.time, "perf_counter", lambda: next(clock))
+    slow = probe.TestCost(100.0, 0.0, 0.0)
+    monkeypatch.setattr(probe, "test_cost", lambda *args: slow)
+    asked = asked.changed({"model.width": 64})
+    with pytest.raises(InputError, match=r"taken 1\.7 .* minutes=14, or"):
+        plan.decide(asked, task)
 
 
 def test_memory_and_disk_are_looked_at(monkeypatch):

@@ -185,6 +185,10 @@ def prepare(
       InputError: the source is missing or unfit, or too much of it cannot be
         read.
     """
+    source = None
+    if not (folder.exists() or _partial(folder).exists()):
+        # A wrong path is refused before anything is made.
+        source = _chosen(open_source(), classes)
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(f"{folder}.lock")
     try:
@@ -199,11 +203,11 @@ def prepare(
         return open_cache(folder, thorough=thorough)
     try:
         _tidy(folder)
-        found, source = _usable(folder, open_source, identity, thorough, say)
+        found, again = _usable(folder, open_source, identity, thorough, say)
         if found is None:
             found = _make(
                 folder,
-                _chosen(source or open_source(), classes),
+                source or _chosen(again or open_source(), classes),
                 identity,
                 form,
                 unreadable_share,
@@ -370,7 +374,7 @@ def _class_number(word: str, names: Sequence[str]) -> int:
 
 def _make(folder, source, identity, form, unreadable_share, progress, say):
     """Decodes a source into a new cache, which takes the old one's place."""
-    partial = folder.with_name(f"{folder.name}.partial")
+    partial = _partial(folder)
     workers = _workers()
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         channels = form.channels or source.channels
@@ -417,6 +421,11 @@ def _make(folder, source, identity, form, unreadable_share, progress, say):
     return Cache(folder, manifest)
 
 
+def _partial(folder: Path) -> Path:
+    """Where a cache is made."""
+    return folder.with_name(f"{folder.name}.partial")
+
+
 def _aside(folder: Path) -> Path:
     """Where an old cache waits until the new one is in its place."""
     return folder.with_name(f"{folder.name}.old")
@@ -424,7 +433,7 @@ def _aside(folder: Path) -> Path:
 
 def _tidy(folder: Path) -> None:
     """Ends what a process that was killed while it replaced a cache began."""
-    partial = folder.with_name(f"{folder.name}.partial")
+    partial = _partial(folder)
     if not folder.exists() and (partial / "manifest.json").exists():
         partial.rename(folder)
     if folder.exists():

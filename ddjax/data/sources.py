@@ -155,8 +155,9 @@ def _set_aside(dataset, fraction, key, part):
         counts.append(int(np.ceil(fraction * len(found))))
         if counts[-1] >= len(found):
             raise InputError(
-                f"class {name!r} has {len(found)} training images and "
-                f"cannot give {counts[-1]} of them to the {part} part"
+                f"class {name!r} has too few images: of {len(found)} for "
+                f"training, {counts[-1]} would go to the {part} part; add "
+                "some to it, or name the other classes in config.data.classes"
             )
     aside = np.zeros(len(dataset.labels), bool)
     orders = classes.random_orders(key, [len(found) for found in members])

@@ -107,8 +107,16 @@ def run(
         if decided:
             print("going on by the plan in config.json")
         else:
+            found, kept = None, None
             if settings.minutes:
+                kept = plan.kept_in(shared.data, settings, fixed, task.splits)
+                found = None if plan_only else plan.recall(kept, settings)
+            if found:
+                print("as --plan has measured")
+            elif kept:
                 found, task = plan.decide(settings, task, fixed, load)
+                if plan_only:
+                    plan.keep(kept, found)
             else:
                 found = plan.estimate(settings, task)
             decided = found.fields

@@ -9,8 +9,13 @@ the plan, kept in config.json, decides every byte of the run.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import json
 import math
+import os
+import platform
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -21,28 +26,12 @@ import jax
 import numpy as np
 
 from ddjax import files, training
-from ddjax.runs import ceiling, prepare, probe, teachers
+from ddjax.data import sources
+from ddjax.runs import ceiling, prepare, probe, teachers, workdir
 from ddjax.settings import BASELINES, Evaluate, Settings
 from ddjax.types import InputError, Params
 
-__all__ = [
-    "FIXED_SECONDS",
-    "FULL_DATA_SHARE",
-    "SEARCHES",
-    "SNAPSHOT_STEPS",
-    "Plan",
-    "check_minutes",
-    "check_room",
-    "decide",
-    "disk_of",
-    "estimate",
-    "lines",
-    "needs",
-    "risen",
-    "rows_of",
-    "teacher_batch",
-    "whole_data_step",
-]
+__all__ = ["Plan", "decide", "estimate", "keep", "kept_in", "lines", "recall"]
 
 # An image of an update costs so many of plain training, about.
 _UPDATE_COST = 2.2
@@ -71,6 +60,7 @@ _LARGE_SIDE = 64  # pixels, from which images may be made smaller
 _UPDATES_SHARE = 0.4
 _PILOT_SHARE, _TEACHERS_SHARE, _TESTS_SHARE = 0.07, 0.20, 0.25
 FULL_DATA_SHARE = 0.08
+_PLAN_SHARE = 0.5  # by then there is no time for the rest
 # Imports, data, compilation of what is not measured, and the page.
 FIXED_SECONDS = 25
 # The search for the length on the whole data, in networks of its bound.
@@ -133,6 +123,7 @@ def decide(
     widest, fields = asked.model.width, {}
     while True:
         test = probe.test_cost(asked, task)
+        _check_pace(asked, begin)
         per_step = test.per_epoch * images / (asked.iadd.ipc * task.num_classes)
         each = 20 * per_step * _UPDATE_COST
         least = dataclasses.replace(
@@ -181,6 +172,18 @@ def decide(
     return plan, task
 
 
+def _check_pace(asked: Settings, begin: float) -> None:
+    """InputError where measuring takes what the run would need."""
+    spent = (time.perf_counter() - begin) / 60
+    if spent > _PLAN_SHARE * asked.minutes:
+        raise InputError(
+            f"minutes={asked.minutes:g} do not suffice for this set on this "
+            f"machine: to measure it has taken {spent:.1f} of them and is not "
+            f"done; give at least minutes={math.ceil(8 * spent)}, or lower "
+            "data.size"
+        )
+
+
 def _may_shrink(asked, task, fixed) -> bool:
     """Whether the images are large and theirs is no side of the user's."""
     return (
@@ -220,6 +223,7 @@ def _at_width(asked, task, test, fixed, total, begin) -> Plan:
         most=_PILOT_SHARE * total,
         least=max(_SPANS) + 3,
     )
+    _check_pace(asked, begin)
     last = risen(pilot.scores)
     spans = [span for span in _SPANS if span < len(pilot.snapshots)]
     found = {
@@ -396,6 +400,56 @@ def risen(found: list[float]) -> int:
         return len(found) - 1
     enough = smooth.min() + 0.97 * (smooth.max() - smooth.min())
     return min(int(np.argmax(smooth >= enough)) + 2, len(found) - 1)
+
+
+# Between --plan and the run ---------------------------------------------------
+
+_KEPT_SECONDS = 24 * 3600  # by then the machine may be busy with other things
+
+
+def kept_in(
+    folder: Path, asked: Settings, fixed: Collection[str], splits: Any
+) -> Path:
+    """The file, in a folder, of the plan for these settings and images on this
+    machine by these versions."""
+    request = [
+        workdir.described(asked, "iadd"),
+        sorted(fixed),
+        sources.fingerprint(*splits),
+        workdir.made_with(),
+        [platform.node(), os.cpu_count()],
+    ]
+    digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()
+    return folder / f"plan-{digest[:12]}.json"
+
+
+def keep(path: Path, plan: Plan) -> None:
+    """Writes a plan down for the run that is asked for next."""
+    content = plan._asdict() | {"settings": None}
+    with contextlib.suppress(OSError):  # what is lost is a measurement
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(path, files.sealed(content))
+
+
+def recall(path: Path, asked: Settings) -> Plan | None:
+    """The plan that ``keep`` wrote for these settings within the last day, and
+    only once; None where there is none."""
+    try:
+        age = time.time() - path.stat().st_mtime
+        found = files.read_json(path)
+        path.unlink()
+    except (OSError, files.DamagedFile):
+        return None
+    if age > _KEPT_SECONDS:
+        return None
+    spans = (found["agreement"] or {}).items()
+    plan = Plan(**found)._replace(
+        settings=asked.changed(found["fields"]),
+        seconds=found["seconds"] | {"plan": 0.0},
+        agreement={int(span): cosines for span, cosines in spans},
+    )
+    check_room(plan)
+    return plan
 
 
 # Room ------------------------------------------------------------------------
