@@ -35,6 +35,7 @@ from ddjax.runs import (
     choose,
     gan,
     loop,
+    plan,
     plan_d2m,
     prepare,
     protocols,
@@ -112,7 +113,7 @@ def run(
         gan.networks_of(settings.gan, task)
     asked, decided = settings, None
     if settings.minutes:
-        decided = _planned(settings, folder, task, fixed)
+        decided = _planned(settings, folder, task, shared, fixed, plan_only)
         settings = settings.changed(decided)
     if plan_only:
         return
@@ -157,7 +158,7 @@ def _check_plan(settings: Settings, plan_only: bool) -> None:
         )
 
 
-def _planned(settings, folder, task, fixed) -> dict[str, Any]:
+def _planned(settings, folder, task, shared, fixed, plan_only):
     """{dotted name: value}, as decided before or by measuring now."""
     decided = workdir.planned(settings, folder)
     if decided:
@@ -168,7 +169,14 @@ def _planned(settings, folder, task, fixed) -> dict[str, Any]:
         groups = Groups(planned.d2m, planned.seed, task, lambda key: network)
         return groups(0)
 
-    found = plan_d2m.decide(settings, task, first_groups, fixed)
+    kept = plan.kept_in(shared.data, settings, fixed, task.splits, "d2m")
+    found = None if plan_only else plan.recall(kept, settings)
+    if found:
+        print("as --plan has measured")
+    else:
+        found = plan_d2m.decide(settings, task, first_groups, fixed)
+        if plan_only:
+            plan.keep(kept, found)
     print("plan", *plan_d2m.lines(found), sep="\n", flush=True)
     return found.fields
 

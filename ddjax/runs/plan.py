@@ -408,12 +408,16 @@ _KEPT_SECONDS = 24 * 3600  # by then the machine may be busy with other things
 
 
 def kept_in(
-    folder: Path, asked: Settings, fixed: Collection[str], splits: Any
+    folder: Path,
+    asked: Settings,
+    fixed: Collection[str],
+    splits: Any,
+    method: str = "iadd",
 ) -> Path:
     """The file, in a folder, of the plan for these settings and images on this
     machine by these versions."""
     request = [
-        workdir.described(asked, "iadd"),
+        workdir.described(asked, method),
         sorted(fixed),
         sources.fingerprint(*splits),
         workdir.made_with(),
