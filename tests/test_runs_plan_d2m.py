@@ -2,12 +2,13 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from small import D2M
 
-from ddjax import artifact, parallel
-from ddjax.runs import d2m, plan_d2m, prepare
+from ddjax import artifact, models, parallel
+from ddjax.runs import d2m, plan_d2m, prepare, probe
 from ddjax.runs.workdir import Shared
 from ddjax.settings import Settings
 from ddjax.types import InputError
@@ -85,19 +86,27 @@ def decide(tmp_path_factory):
         ASKED.data, ASKED.model, 0, tmp_path_factory.mktemp("data")
     )
 
-    def first_groups(planned, network):
-        return d2m.Groups(planned.d2m, 0, task, lambda key: network)(0)
-
     def with_fields(**fields):
         asked = Settings.of(
             D2M | {"data.source": "digits", "evaluate.networks": 2} | fields
         )
-        return plan_d2m.decide(asked, task, first_groups)
+        return plan_d2m.decide(asked, task, lambda *_: None)
 
-    # As if an update took a second, whatever machine this is.
+    # Whatever machine this is; the run above measures it.
+    params = models.init_params(task.module, jax.random.key(0), (8, 8, 1))
+    scores = [0.1, 0.4, 0.7, 0.8, 0.8, 0.8, 0.8]
     cost = plan_d2m._Cost(1.0, 1.0, 1 << 20)
+    pilot = probe.Pilot([params] * len(scores), scores, 0.5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan_d2m, "_timed", lambda *_: cost)
+        for where, name, found in (
+            (plan_d2m, "_generator", None),
+            (plan_d2m, "_seconds_of_images", 1e-4),
+            (plan_d2m, "_pretraining_cost", cost),
+            (plan_d2m, "_distilling_cost", cost),
+            (probe, "fly", pilot),
+            (probe, "test_cost", probe.TestCost(0.01, 0.1, 1.0)),
+        ):
+            patch.setattr(where, name, lambda *_, found=found, **__: found)
         yield with_fields
 
 
