@@ -267,7 +267,9 @@ def drawn(name: str, rows: list[dict[str, Any]]) -> list[Any]:
                 axis.set_minor_locator(figures.NullLocator())
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(
-                figures.PLAIN if what != "bytes" else lambda v, _: file_size(v)
+                figures.PLAIN
+                if what != "bytes"
+                else lambda v, _: file_size(round(v))
             )
             said.append(f"{label} from {y[0]:.3g} to {y[-1]:.3g}")
         if said:
