@@ -219,6 +219,7 @@ def test_other_images_are_refused(tmp_path):
         cifar10.cifar10(TINY, Clock(9), tmp_path, "tfds", before)
 
 
+@pytest.mark.campaign
 def test_whole_kit(tmp_path, monkeypatch):
     """A first call that stops at once, one that finishes, one with nothing
     left to do but what --again asks for."""

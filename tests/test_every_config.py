@@ -138,7 +138,16 @@ def check_d2m(case, settings, task, params):
     check_update(update, shapes(init, jax.random.key(0), gen_params), groups)
 
 
-@pytest.mark.parametrize("name", CASES)
+# The full sizes take three quarters of the time.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.campaign)
+        if name.endswith("-full")
+        else name
+        for name in CASES
+    ],
+)
 def test_updates_of_every_config(name, folder):
     case = CASES[name]
     data = made(case.config, folder)
@@ -156,6 +165,7 @@ def test_updates_of_every_config(name, folder):
     check(case, settings, task, params)
 
 
+@pytest.mark.campaign
 def test_a_whole_run(folder):
     """Where steps of the student take a part of the images."""
     case = CASES["mnist-iadd-small"]

@@ -60,6 +60,7 @@ def iadd(tmp_path_factory):
     return scripts
 
 
+@pytest.mark.campaign
 def test_a_killed_run_ends_the_same(iadd):
     """SIGKILL between two checkpoints; the same command goes on."""
     killed = iadd.folder / "killed"
@@ -83,6 +84,7 @@ def test_a_killed_run_ends_the_same(iadd):
     assert steps[0] == steps[1] == sorted(steps[0])
 
 
+@pytest.mark.campaign
 def test_a_killed_run_without_a_checkpoint_frees_its_folder(iadd):
     """Another config may take it; what was left is gone."""
     early = iadd.folder / "early"
@@ -103,12 +105,18 @@ def test_a_killed_run_without_a_checkpoint_frees_its_folder(iadd):
 def d2m(tmp_path_factory):
     """A folder with one finished run in it."""
     # One test of few: every kind of them compiles anew in every process.
-    fewer = {"d2m.ipcs": "1", "evaluate.baselines": ""}
+    fewer = {
+        "d2m.ipcs": "1",
+        "d2m.choose": "none",
+        "evaluate.baselines": "",
+        "evaluate.networks": 1,
+    }
     scripts = Scripts(tmp_path_factory.mktemp("d2m"), D2M | fewer)
     finished(scripts.call("d2m.py"))
     return scripts
 
 
+@pytest.mark.campaign
 def test_a_killed_run_of_d2m_ends_the_same(d2m):
     """SIGKILL in pre-training and in distillation; the command goes on."""
     folder = d2m.folder
@@ -146,6 +154,7 @@ def test_a_killed_run_of_d2m_ends_the_same(d2m):
     ).read_bytes()
 
 
+@pytest.mark.campaign
 def test_generate_as_a_command(d2m):
     def generate(*more):
         return d2m.call(
@@ -261,20 +270,25 @@ def test_the_other_doors(iadd, command):
     refused(code, err, "experiments/evaluate.py")
 
 
-def test_the_door_of_pages(iadd, d2m, capsys):
-    report = door("report")
+def made_again(folder, title, capsys):
+    """A page as the door of pages makes it is the one that the run made."""
+    before = (folder / "report.html").read_bytes()
+    assert door("report").main([f"--workdir={folder}"]) == 0
+    assert capsys.readouterr().out == f"{folder / 'report.html'}\n"
+    assert (folder / "report.html").read_bytes() == before
+    assert f"<title>{title}" in before.decode()
+
+
+@pytest.mark.campaign
+def test_the_door_of_pages_of_generators(d2m, capsys):
     (pretraining,) = (d2m.folder / "generators").iterdir()
-    for folder, title in (
-        (iadd.folder / "run", "Distillation report"),
-        (d2m.folder / "run", "Distillation report"),
-        (pretraining, "Pre-training report"),
-    ):
-        before = (folder / "report.html").read_bytes()
-        assert report.main([f"--workdir={folder}"]) == 0
-        assert capsys.readouterr().out == f"{folder / 'report.html'}\n"
-        assert (folder / "report.html").read_bytes() == before
-        assert f"<title>{title}" in before.decode()
-    code = report.main([f"--workdir={iadd.folder / 'nowhere'}"])
+    made_again(d2m.folder / "run", "Distillation report", capsys)
+    made_again(pretraining, "Pre-training report", capsys)
+
+
+def test_the_door_of_pages(iadd, capsys):
+    made_again(iadd.folder / "run", "Distillation report", capsys)
+    code = door("report").main([f"--workdir={iadd.folder / 'nowhere'}"])
     captured = capsys.readouterr()
     assert captured.out == ""
     refused(code, captured.err, "there is no run folder")

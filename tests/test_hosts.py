@@ -66,6 +66,7 @@ def start(begun, scripts, workdir):
     return pairs
 
 
+@pytest.mark.campaign
 def test_two_processes_of_which_one_is_killed(tmp_path, begun):
     """They stop, go on, and end as one process with two devices does, to the
     byte: a sum of two does not depend on its order."""

@@ -62,6 +62,7 @@ def percents(pattern, text):
     return [float(found) for found in re.findall(pattern, text)]
 
 
+@pytest.mark.campaign
 def test_quickstart_ends_in_a_folder_of_pictures(ran):
     folder, said = ran
     for kind in ("flower", "temple"):
@@ -71,6 +72,7 @@ def test_quickstart_ends_in_a_folder_of_pictures(ran):
     assert distilled > real > 40
 
 
+@pytest.mark.campaign
 def test_iadd_leaves_a_finished_run(ran):
     folder, _ = ran
     scores = json.loads((folder / "runs/iadd-digits/eval.json").read_text())
@@ -78,6 +80,7 @@ def test_iadd_leaves_a_finished_run(ran):
     assert (folder / "runs/iadd-digits/loss.png").stat().st_size > 1000
 
 
+@pytest.mark.campaign
 def test_losses_in_plain_jax_and_in_nnx_gain_on_real_images(ran):
     found = percents(r"ten \w+ images: ([\d.]+)% over five", ran[1])
     assert len(found) == 4

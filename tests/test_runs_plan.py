@@ -85,7 +85,7 @@ def test_the_plan_is_kept_and_what_is_fixed_stays(run):
     for name, value in FIXED.items():
         assert found["config"][name] == value
     page = (folder / "report.html").read_text()
-    assert "planned for 1.5 minutes" in page
+    assert '<a href="#plan">planned</a>' in page and "1.5 minutes" in page
     # Few steps on the whole data are told where its figure stands first.
     assert "a training that was cut short" in page
 

@@ -50,6 +50,7 @@ def run(tmp_path_factory):
     return again(), again
 
 
+@pytest.mark.campaign
 def test_the_plan_is_kept_and_what_is_fixed_stays(run):
     folder, _ = run
     found = json.loads((folder / "config.json").read_text())
@@ -60,9 +61,11 @@ def test_the_plan_is_kept_and_what_is_fixed_stays(run):
     assert {"teacher.epochs", "iadd.max_start"} <= set(decided)
     for name, value in (decided | FIXED).items():
         assert found["config"][name] == value
-    assert "planned for 2 minutes" in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    assert '<a href="#plan">planned</a>' in page and "2 minutes" in page
 
 
+@pytest.mark.campaign
 def test_a_planned_run_goes_on_by_its_plan(run, monkeypatch, capsys):
     folder, again = run
     monkeypatch.setattr(plan_d2m, "decide", None)  # would raise
@@ -119,8 +122,10 @@ def test_more_minutes_are_more_updates_within_them(decide):
     assert "done at" in text
 
 
-def test_what_cannot_be_planned_is_refused(run, decide):
-    _, again = run
+def test_what_cannot_be_planned_is_refused(tmp_path, decide):
+    def again(settings, **how):
+        d2m.run(settings, tmp_path, Shared.below(tmp_path), fixed=FIXED, **how)
+
     with pytest.raises(InputError, match="add --config"):
         again(ASKED.changed({"minutes": 0.0}), plan_only=True)
     with pytest.raises(InputError, match="leaves it out"):

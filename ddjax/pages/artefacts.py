@@ -150,11 +150,14 @@ def config_values(config: Mapping[str, Any]) -> dict[str, Any]:
         words = shlex.split(command)
     except ValueError:  # a quote that is not closed
         words = command.split()
+    planned = (config.get("plan") or {}).get("fields")
     return {
         "command": command,
         # What names the run's data and recipe.
         "flags": [w for w in words if w.startswith(("--config", "--data="))],
         "device": config.get("device"),
         "config": flatten(config.get("config") or {}),
+        "minutes": (config.get("config") or {}).get("minutes", 0),
+        "plan": flatten(planned) if planned else [],
         "versions": list((config.get("versions") or {}).items()),
     }

@@ -110,7 +110,6 @@ def write_page(workdir: Path) -> Path:
         generator=gan.generator_values(found, generator_file),
         effort=artefacts.effort(records),
         metric=metric,
-        minutes=config.get("config", {}).get("minutes", 0),
         ipc=ipc,
         selected=selected,
         looks=dict(looks),

@@ -95,7 +95,6 @@ def write_page(workdir: Path) -> Path:
     metadata = json.loads(str(data["metadata"]))
     scores.check_told(workdir, metadata, records)
     metric = scores.metric_of(config, metadata)
-    planned = config.get("plan", {}).get("fields")
     method = str(metadata.get("method", "")).upper()
     selected = metadata.get("selected_step")
     difference = {}
@@ -124,8 +123,6 @@ def write_page(workdir: Path) -> Path:
         classes=data["labels"].shape[-1],
         reached=scores.reached(rows, metadata, metric),
         effort=artefacts.effort(records),
-        minutes=config.get("config", {}).get("minutes", 0),
-        plan=artefacts.flatten(planned) if planned else [],
         pictures=_pictures(workdir, data, metadata),
         results=_results(rows),
         picks=list(rows),
