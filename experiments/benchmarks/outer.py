@@ -7,7 +7,8 @@
         --data_dir=FOLDER_OF_IMAGES --out=runs/outer
 
 A pair shares everything but the optimiser: teachers, initial images, segments,
-batches, augmentation, evaluation networks. SGD's steps are those that were
+batches, augmentation, evaluation networks; the whitened ones have teachers of
+their own, who saw whitened images. SGD's steps are those that were
 found by hand for the set; the candidates have the same numbers on all sets. A
 run that leaves its bounds counts with the accuracy of the images it started
 from, and is marked. The last state of each run is scored, by held-out and by
@@ -58,6 +59,8 @@ CANDIDATES = {
     "the same, nearest step": FREE | {"iadd.match": "nearest"},
     "the same, average": FREE | {"iadd.average": 0.99},
     "the same, high loss": FREE | {"iadd.importance.form": "high_loss"},
+    "whitened": FREE | {"data.preprocess": "zca", "iadd.bound": "none"},
+    "whitened, near": FREE | {"data.preprocess": "zca", "iadd.bound": "near"},
 }
 _EVALUATION = 400  # folded into the seed's key
 
@@ -110,8 +113,13 @@ def study(args):
     kept.mkdir(parents=True, exist_ok=True)
     shared = Shared(args.shared / "teachers", args.shared / "data")
     settings = settings_of(args)
-    task = prepare.task(settings.data, settings.model, 0, shared.data)
-    store = teachers.train(settings, task, shared.teachers)
+
+    @functools.cache
+    def made(kind):
+        part = settings.changed({"data.preprocess": kind})
+        task = prepare.task(part.data, part.model, 0, shared.data)
+        return task, teachers.train(part, task, shared.teachers)
+
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for name in args.candidates:
             path = kept / f"{name} {seed}.json"
@@ -119,7 +127,7 @@ def study(args):
                 continue
             begin = time.perf_counter()
             chosen = settings.changed(CANDIDATES[name] | {"seed": seed})
-            row = one(chosen, task, store)
+            row = one(chosen, *made(chosen.data.preprocess))
             row["seconds"] = round(time.perf_counter() - begin, 1)
             files.write_json(path, row)
             print(f"{path.stem}: {row}", flush=True)
