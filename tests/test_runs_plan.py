@@ -365,3 +365,13 @@ def test_images_are_made_smaller_before_networks_are_too_narrow(
         sides = (64, 64, 1) if "data.size" in fixed else (32, 32, 1)
         assert task.image_shape == sides
         assert found.fields["model.width"] == width
+    # What cannot fit is not measured: sixteen channels at 64 pixels.
+    measured = []
+
+    def dear(settings, task):
+        measured.append((task.image_shape[0], settings.model.width))
+        return probe.TestCost(100 * cost(settings, task).per_epoch, 0.0, 0.0)
+
+    monkeypatch.setattr(probe, "test_cost", dear)
+    plan.decide(asked, load(asked), (), load)
+    assert measured == [(64, 32), (32, 32), (32, 16)]

@@ -129,18 +129,24 @@ def decide(
         least = dataclasses.replace(
             asked.evaluate, looks=looks, look_networks=2, baselines=""
         )
-        few = _UPDATES_SHARE * total / each < _FEW_UPDATES
-        few = few or _tests(least) * test.seconds(epochs) > (
-            _TESTS_SHARE * total
+        tests = _tests(least) * test.seconds(epochs)
+        excess = max(
+            _FEW_UPDATES * each / (_UPDATES_SHARE * total),
+            tests / (_TESTS_SHARE * total),
         )
-        width = asked.model.width // 2
-        if not few:
+        if excess <= 1:
             break
-        if width >= _LEAST_WIDTH and "model.width" not in fixed:
-            asked = asked.changed({"model.width": width})
+        # Half the width is a quarter of the work, at best: a width that cannot
+        # fit is not measured.
+        halved = asked.model.width >> max(1, int(math.log(excess, 4)))
+        shrinks = load and _may_shrink(asked, task, fixed)
+        if not shrinks:
+            halved = max(halved, min(_LEAST_WIDTH, asked.model.width // 2))
+        if halved >= _LEAST_WIDTH and "model.width" not in fixed:
+            asked = asked.changed({"model.width": halved})
             task = prepare.with_model(task, asked.model)
-        elif load and _may_shrink(asked, task, fixed):
-            # Half the side is a quarter of the work, and tells more than a
+        elif shrinks:
+            # Half the side is a quarter of the work, too, and tells more than a
             # network of a few channels sees in larger images.
             fields |= {
                 "data.size": task.image_shape[0] // 2,
