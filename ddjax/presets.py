@@ -122,6 +122,7 @@ _TINY = {  # digits, 8 pixels
     "iadd.image_step": 10.0,
     "iadd.learning_rate": 0.02,
     "iadd.learning_rate_step": 1e-5,
+    "d2m.epochs": "500,300,100",
 }
 _MIDDLE = {"model.depth": 3, "iadd.image_step": 100.0}  # CIFAR-10, 32 pixels
 

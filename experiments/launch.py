@@ -107,6 +107,11 @@ def main(
                     "out --processes (iadd.py, d2m.py, gan.py, teachers.py "
                     "and evaluate.py take it)"
                 )
+            if found.settings.minutes or found.plan:
+                raise InputError(
+                    "minutes= and --plan measure one process: leave out "
+                    "--processes, or them"
+                )
             hosts.connect(*found.processes)
             if not hosts.writes():
                 # What all of them would say is said once.
@@ -231,6 +236,11 @@ def asked(argv: list[str]) -> Asked:
             "after --config="
         ) from None
     except (KeyError, TypeError, ValueError, flags.Error) as error:
+        if "get_config() takes 0" in str(error):
+            raise InputError(
+                "this config takes nothing behind the colon: give its fields "
+                "as --config.minutes=3 and the like"
+            ) from None
         raise InputError(
             f"bad flag: {_plain(error)} (--help lists the fields)"
         ) from None
@@ -278,7 +288,7 @@ def _help(description: str) -> str:
         "  --distilled=FILE       of evaluate.py, nas.py and privacy.py: a "
         "distilled.npz,",
         "                         of ours or not",
-        "  --plan                 of iadd.py: tells how long it takes, and "
+        "  --plan                 of iadd.py, d2m.py: tells how long, and "
         "stops",
         "  --compiled=FOLDER      compiled programs, kept for the next start; "
         "none keeps",

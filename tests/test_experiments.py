@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from small import D2M, IADD, Scripts, door, refused
+from small import D2M, IADD, ROOT, Scripts, door, refused
 
 # Of ml_collections, which loads a config file so.
 pytestmark = pytest.mark.filterwarnings(
@@ -213,6 +213,10 @@ def test_config_files_that_are_none(command, tmp_path):
     refused(code, err, "--config=configs/tiny.py")
     code, _, err = command("iadd", "--config=nowhere.py")
     refused(code, err, "nowhere.py")
+    tiny = ROOT / "configs" / "tiny.py"
+    code, _, err = command("iadd", f"--config={tiny}:minutes=3")
+    refused(code, err, "nothing behind the colon")
+    sys.modules.pop("config_config", None)
     for name, text, said in (
         ("a.py", "x = 3", "no function get_config"),
         ("b.py", "def get_config(:", "cannot load"),

@@ -117,6 +117,12 @@ def test_two_processes_of_which_one_is_killed(tmp_path, begun):
         ),
         ("iadd", ["--processes=auto", "--process=1"], ["leave out"]),
         ("iadd", ["--process=1"], ["go with --processes"]),
+        (
+            "iadd",
+            ["--processes=2", "--coordinator=a:1", "--process=0"]
+            + ["--config.minutes=3"],
+            ["minutes= and --plan measure one process"],
+        ),
         ("prepare", ["--processes=auto"], ["prepare.py works in one process"]),
     ],
 )
@@ -127,7 +133,9 @@ def test_flags_that_do_not_go_together(
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *asked, *flags])
     module = door(script)
     many = script == "iadd"
-    code = module.launch.main(module.run, module.__doc__, spread=many)
+    code = module.launch.main(
+        module.run, module.__doc__, spread=many, planned=many
+    )
     refused(code, capsys.readouterr().err, *words)
     assert not (tmp_path / "run").exists()
 

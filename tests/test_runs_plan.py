@@ -167,7 +167,7 @@ def test_a_run_takes_the_plan_that_was_shown(
     assert begin() == 2 and trained == [2, 2]
     said = capsys.readouterr().out
     assert "as --plan has measured" in said and "0.0 plan" in said
-    agreement = "agreement 2: 0.50 0.25"
+    agreement = "agreement 0.38 over 2 snapshots"
     assert agreement in shown and agreement in said
     assert begin() == 3  # used up
     show()

@@ -223,7 +223,8 @@ def check(part: D2m, task: prepare.Task) -> None:
         train.labels,
         k,
         max(part.epochs_of),
-        field="d2m.ipcs",
+        names=train.class_names,
+        field="d2m.ipcs (and give d2m.epochs as many numbers)",
     )
 
 

@@ -78,6 +78,7 @@ class Plan(NamedTuple):
       memory: bytes at the peak of an update, as XLA plans it.
       disk: bytes of teachers and checkpoints.
       agreement: {span in snapshots: cosines}; see ``probe.agreement``.
+      each: seconds of an update, without what compiling takes.
     """
 
     settings: Settings
@@ -86,6 +87,7 @@ class Plan(NamedTuple):
     memory: int
     disk: int
     agreement: dict[int, list[float]] | None = None
+    each: float = 0.0
 
     @property
     def minutes(self) -> float:
@@ -160,8 +162,7 @@ def decide(
     plan = plan._replace(fields=fields | plan.fields)
     updates = plan.settings.iadd.iterations
     if updates < _LEAST_UPDATES:
-        each = plan.seconds["updates"] / max(updates, 1)
-        missing = (_LEAST_UPDATES - updates) * each / 60
+        missing = (_LEAST_UPDATES - updates) * plan.each / 60
         spent = ", ".join(
             f"{stage} {seconds / 60:.1f}"
             for stage, seconds in plan.seconds.items()
@@ -317,6 +318,7 @@ def _at_width(asked, task, test, fixed, total, begin) -> Plan:
         int(update.memory * length / shortest),
         disk_of(pilot.snapshots[0], planned),
         found,
+        each,
     )
 
 
@@ -510,9 +512,10 @@ def lines(plan: Plan) -> Iterator[str]:
         f"{chosen.iadd.span} snapshots, from any of the first "
         f"{chosen.iadd.max_start + 1}; alpha_0 {chosen.iadd.learning_rate:g}",
         "agreement": ", ".join(
-            f"{span}: {' '.join(f'{value:.2f}' for value in values)}"
+            f"{np.mean(values):.2f} over {span}"
             for span, values in (plan.agreement or {}).items()
-        ),
+        )
+        + (" snapshots (1: the data's way, 0: chance)" * bool(plan.agreement)),
         "updates": f"{chosen.iadd.iterations}",
         "tests": f"{chosen.evaluate.networks} networks a row, "
         f"{chosen.evaluate.epochs} epochs",
@@ -526,7 +529,7 @@ def needs(plan: Plan) -> dict[str, str]:
         "memory": f"{_size(plan.memory)} at the peak of an update",
         "disk": _size(plan.disk),
         "minutes": " + ".join(
-            f"{value / 60:.1f} {stage}" for stage, value in plan.seconds.items()
+            f"{stage} {value / 60:.1f}" for stage, value in plan.seconds.items()
         )
         + f" = {plan.minutes:.1f}",
         "done at": time.strftime(
