@@ -250,6 +250,7 @@ def test_what_a_call_asks_for(folder, monkeypatch):
     assert found[-1][1] == Path("~/x").expanduser()
 
 
+@pytest.mark.campaign
 def test_a_generator_makes_images(folder, tmp_path):
     fields = D2M | {
         "evaluate.networks": 1,

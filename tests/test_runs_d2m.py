@@ -413,6 +413,7 @@ def arrays_of(path, height, width):
     return {"data.source": "npz", "data.data_dir": str(path)}
 
 
+@pytest.mark.campaign
 def test_images_of_any_side(runs, tmp_path):
     """12 pixels, as MNIST has 28: no other side is seen after the generator."""
     fields = arrays_of(tmp_path / "noise.npz", 12, 12)

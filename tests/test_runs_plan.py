@@ -73,6 +73,7 @@ def run(tmp_path_factory):
     return folder / "run", again
 
 
+@pytest.mark.campaign
 def test_the_plan_is_kept_and_what_is_fixed_stays(run):
     folder, _ = run
     found = json.loads((folder / "config.json").read_text())
@@ -90,6 +91,7 @@ def test_the_plan_is_kept_and_what_is_fixed_stays(run):
     assert "a training that was cut short" in page
 
 
+@pytest.mark.campaign
 def test_a_planned_run_is_found_again_by_what_was_asked(run, capsys):
     _, again = run
     again()
@@ -100,6 +102,7 @@ def test_a_planned_run_is_found_again_by_what_was_asked(run, capsys):
         again(ASKED.changed({"minutes": 5.0}))
 
 
+@pytest.mark.campaign
 def test_a_plan_is_kept_from_its_first_moment(run, monkeypatch, tmp_path):
     """A run that was killed among its teachers goes on by the same plan."""
     folder, _ = run

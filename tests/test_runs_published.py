@@ -104,6 +104,7 @@ def test_classes_in_another_order(given, command, folder):
     assert not (folder / "samples.png").exists()
 
 
+@pytest.mark.campaign
 def test_d2m_begins_with_it(given, folder, monkeypatch, capsys):
     monkeypatch.setattr(parallel, "device_count", lambda: 1)
     settings = Settings.of(
