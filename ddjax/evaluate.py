@@ -289,14 +289,15 @@ def _train_streamed(
 def _classes_of(module, test):
     """k, the network's logits; InputError where the test's labels are not."""
     count, *shape = test.images.shape
-    num_classes = _logits(module, tuple(shape))
+    num_classes = _outputs(module, tuple(shape))
     check_labels("test labels", test.labels, count, num_classes)
     return num_classes
 
 
 @functools.lru_cache(maxsize=256)
-def _logits(module, shape):
-    """Kept, because a trace of the network takes longer than a small test."""
+def _outputs(module, shape):
+    """Their number, kept: a trace of the network takes longer than a small
+    test."""
     key = jax.random.key(0)
     logits, _ = jax.eval_shape(
         lambda images: training.apply_fn_of(module)(

@@ -52,6 +52,7 @@ __all__ = [
     "chooser",
     "distil",
     "draw_network_of",
+    "own_generator",
     "run",
     "trained_network",
 ]
@@ -97,19 +98,12 @@ def run(
         settings.data, settings.model, settings.seed, shared.data
     )
     check(settings.d2m, task)
-    given, kept = None, gan.kept_copy(folder)
-    begun = hosts.from_writer(
-        lambda: bool(workdir.recorded(folder)) and kept.exists()
-    )
-    if begun:
-        # Of a run that was stopped: it goes on with its own.
-        given = artifact.load_generator(kept)
-        check_generator(kept, given, task)
-    elif source:
+    given = own_generator(folder, task)
+    if given is None and source:
         given = artifact.load_generator(source)
         check_generator(source, given, task)
         _check_source(source, given, task)
-    else:
+    elif given is None:
         gan.networks_of(settings.gan, task)
     asked, decided = settings, None
     if settings.minutes:
@@ -237,6 +231,21 @@ def feature_names(module: Any, image_shape: tuple[int, ...]) -> list[str]:
         jax.ShapeDtypeStruct((1, *image_shape), np.float32),
     )
     return sorted(out)
+
+
+def own_generator(
+    folder: Path, task: prepare.Task
+) -> artifact.GeneratorArtifact | None:
+    """What a run that was stopped goes on with; None before it began."""
+    kept = gan.kept_copy(folder)
+    begun = hosts.from_writer(
+        lambda: bool(workdir.recorded(folder)) and kept.exists()
+    )
+    if not begun:
+        return None
+    given = artifact.load_generator(kept)
+    check_generator(kept, given, task)
+    return given
 
 
 def check_generator(

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddjax import artifact, d2m, files, gan, hosts, iadd
+from ddjax import artifact, d2m, files, gan, iadd
 from ddjax.data import classes, preprocess, sources
 from ddjax.runs import choose, prepare, protocols, workdir
 from ddjax.runs import d2m as d2m_run
@@ -89,13 +89,7 @@ def begin(
       InputError: the generator does not make these images, or a class has too
         few real ones to choose by.
     """
-    given, kept = None, gan_run.kept_copy(folder)
-    begun = hosts.from_writer(
-        lambda: bool(workdir.recorded(folder)) and kept.exists()
-    )
-    if begun:
-        given = artifact.load_generator(kept)
-        d2m_run.check_generator(kept, given, task)
+    given = d2m_run.own_generator(folder, task)
     found = gan_run.of_run(settings, folder, task, shared, given)
     labels = protocols.balanced_labels(task.num_classes, settings.iadd.ipc)
     key = jax.random.fold_in(jax.random.key(settings.seed), _NOISE)

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import math
 import os
 import platform
@@ -27,11 +25,32 @@ import numpy as np
 
 from ddjax import files, training
 from ddjax.data import sources
-from ddjax.runs import ceiling, prepare, probe, teachers, workdir
+from ddjax.runs import ceiling, cells, prepare, probe, teachers, workdir
 from ddjax.settings import BASELINES, Evaluate, Settings
 from ddjax.types import InputError, Params
 
-__all__ = ["Plan", "decide", "estimate", "keep", "kept_in", "lines", "recall"]
+__all__ = [
+    "FIXED_SECONDS",
+    "FULL_DATA_SHARE",
+    "SEARCHES",
+    "SNAPSHOT_STEPS",
+    "Plan",
+    "check_minutes",
+    "check_room",
+    "choosing",
+    "decide",
+    "disk_of",
+    "estimate",
+    "keep",
+    "kept_in",
+    "lines",
+    "needs",
+    "recall",
+    "risen",
+    "rows_of",
+    "teacher_batch",
+    "whole_data_step",
+]
 
 # An image of an update costs so many of plain training, about.
 _UPDATE_COST = 2.2
@@ -207,13 +226,7 @@ def _at_width(asked, task, test, fixed, total, begin) -> Plan:
     ipc = asked.iadd.ipc
     fields: dict[str, Any] = {"model.width": asked.model.width}
 
-    def put(**values):
-        for name, value in values.items():
-            name = name.replace("__", ".")
-            if name not in fixed:
-                fields[name] = value
-        return asked.changed(fields)
-
+    put = choosing(asked, fields, fixed)
     planned = put(
         teacher__batch_size=teacher_batch(task),
         teacher__snapshot_steps=SNAPSHOT_STEPS,
@@ -322,6 +335,22 @@ def _at_width(asked, task, test, fixed, total, begin) -> Plan:
     )
 
 
+def choosing(
+    asked: Settings, fields: dict[str, Any], fixed: Collection[str]
+) -> Callable[..., Settings]:
+    """A function that puts values into fields, ``iadd__span=1`` for iadd.span,
+    but for those that are fixed, and returns what was asked for with them."""
+
+    def put(**values):
+        for name, value in values.items():
+            name = name.replace("__", ".")
+            if name not in fixed:
+                fields[name] = value
+        return asked.changed(fields)
+
+    return put
+
+
 def check_minutes(asked: Settings) -> None:
     """InputError where a start alone takes as long."""
     if 60 * asked.minutes < FIXED_SECONDS:
@@ -424,15 +453,14 @@ def kept_in(
 ) -> Path:
     """The file, in a folder, of the plan for these settings and images on this
     machine by these versions."""
-    request = [
-        workdir.described(asked, method),
-        sorted(fixed),
-        sources.fingerprint(*splits),
-        workdir.made_with(),
-        [platform.node(), os.cpu_count()],
-    ]
-    digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()
-    return folder / f"plan-{digest[:12]}.json"
+    request = {
+        "asked": workdir.described(asked, method),
+        "fixed": sorted(fixed),
+        "data": sources.fingerprint(*splits),
+        "machine": [platform.node(), os.cpu_count()],
+        **workdir.made_with(),
+    }
+    return cells.path_of(folder, "plan", request)
 
 
 def keep(path: Path, plan: Plan) -> None:
@@ -511,11 +539,12 @@ def lines(plan: Plan) -> Iterator[str]:
         "students": f"J = {chosen.iadd.inner_steps} steps for "
         f"{chosen.iadd.span} snapshots, from any of the first "
         f"{chosen.iadd.max_start + 1}; alpha_0 {chosen.iadd.learning_rate:g}",
-        "agreement": ", ".join(
+        "agreement": plan.agreement
+        and ", ".join(
             f"{np.mean(values):.2f} over {span}"
-            for span, values in (plan.agreement or {}).items()
+            for span, values in plan.agreement.items()
         )
-        + (" snapshots (1: the data's way, 0: chance)" * bool(plan.agreement)),
+        + " snapshots (1: the data's way, 0: chance)",
         "updates": f"{chosen.iadd.iterations}",
         "tests": f"{chosen.evaluate.networks} networks a row, "
         f"{chosen.evaluate.epochs} epochs",

@@ -14,12 +14,12 @@ import functools
 import math
 import time
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from ddjax import artifact, d2m, gan, training
+from ddjax import d2m, gan, training
 from ddjax.runs import gan as gan_run
 from ddjax.runs import plan, prepare, probe, protocols
 from ddjax.settings import BASELINES, Settings
@@ -48,14 +48,6 @@ _MOST_TEACHERS, _LEAST_TEACHERS = 10, 2
 _CANDIDATES = 50  # images that are made for each that is chosen
 
 
-class _Cost(NamedTuple):
-    """Seconds of an update, and before the first; bytes at its peak."""
-
-    seconds: float
-    compile: float
-    memory: int
-
-
 def decide(
     asked: Settings,
     task: prepare.Task,
@@ -80,13 +72,7 @@ def decide(
     plan.check_minutes(asked)
     fields: dict[str, Any] = {}
 
-    def put(**values):
-        for name, value in values.items():
-            name = name.replace("__", ".")
-            if name not in fixed:
-                fields[name] = value
-        return asked.changed(fields)
-
+    put = plan.choosing(asked, fields, fixed)
     planned = put(
         teacher__batch_size=plan.teacher_batch(task),
         teacher__snapshot_steps=plan.SNAPSHOT_STEPS,
@@ -107,9 +93,8 @@ def decide(
     )
     stored = planned.iadd.stored_epochs
 
-    found = _generator(planned, task)
+    found, pretraining = _pretraining(planned, task)
     drawing = _seconds_of_images(found)
-    pretraining = _pretraining_cost(planned, task)
     groups = first_groups(planned, pilot.snapshots[-1])
     distilling = _distilling_cost(planned, task, found, groups)
 
@@ -208,17 +193,23 @@ def _tests(settings, k, test, drawing) -> float:
     return part.networks * models * per_network + looks * each_look
 
 
-def _generator(settings, task) -> artifact.GeneratorArtifact:
-    """An untrained one, in the form that images are made by."""
-    networks = gan_run.networks_of(settings.gan, task)
-    state = _first_state(settings, networks)
-    apply, params = gan_run.averaged(settings.gan, state, networks.generator)
-    return gan_run.artifact_of(task, apply, params, {})
-
-
-def _first_state(settings, networks):
-    init = jax.jit(lambda key: gan.init_state(key, *networks, settings.gan))
-    return init(jax.random.key(0))
+def _pretraining(settings, task):
+    """(An untrained generator, in the form that images are made by; what an
+    update of its pre-training takes)."""
+    part, networks = settings.gan, gan_run.networks_of(settings.gan, task)
+    init = jax.jit(lambda key: gan.init_state(key, *networks, part))
+    state = init(jax.random.key(0))
+    apply, params = gan_run.averaged(part, state, networks.generator)
+    update = jax.jit(
+        functools.partial(
+            gan.update,
+            generator=networks.generator,
+            critic=networks.critic,
+            settings=part,
+        )
+    )
+    cost = probe.timed(update, state, gan_run.first_batch(settings, task))
+    return gan_run.artifact_of(task, apply, params, {}), cost
 
 
 def _seconds_of_images(found) -> float:
@@ -233,45 +224,18 @@ def _seconds_of_images(found) -> float:
     return seconds / len(labels)
 
 
-def _pretraining_cost(settings, task) -> _Cost:
-    networks = gan_run.networks_of(settings.gan, task)
-    batch = gan_run.first_batch(settings, task)
-    update = functools.partial(
-        gan.update,
-        generator=networks.generator,
-        critic=networks.critic,
-        settings=settings.gan,
-    )
-    return _timed(update, _first_state(settings, networks), batch)
-
-
-def _distilling_cost(settings, task, found, groups) -> _Cost:
-    update = functools.partial(
-        d2m.update,
-        gen_apply=found.apply,
-        apply_fn=training.apply_fn_of(task.module),
-        preprocessing=task.preprocessing,
-        settings=settings.d2m,
+def _distilling_cost(settings, task, found, groups) -> probe.UpdateCost:
+    update = jax.jit(
+        functools.partial(
+            d2m.update,
+            gen_apply=found.apply,
+            apply_fn=training.apply_fn_of(task.module),
+            preprocessing=task.preprocessing,
+            settings=settings.d2m,
+        )
     )
     state = d2m.init_state(jax.random.key(0), found.params, settings.d2m)
-    return _timed(update, state, groups)
-
-
-def _timed(update, state, batch) -> _Cost:
-    """One update, compiled and timed."""
-    since = time.perf_counter()
-    compiled = jax.jit(update).lower(state, batch).compile()
-    compile_seconds = time.perf_counter() - since
-    spent = []
-    for _ in range(3):
-        since = time.perf_counter()
-        jax.block_until_ready(compiled(state, batch))
-        spent.append(time.perf_counter() - since)
-    found = compiled.memory_analysis()
-    memory = 0
-    if found is not None:
-        memory = found.temp_size_in_bytes + found.argument_size_in_bytes
-    return _Cost(float(np.median(spent)), compile_seconds, memory)
+    return probe.timed(update, state, groups)
 
 
 def lines(found: plan.Plan) -> Iterator[str]:

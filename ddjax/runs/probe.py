@@ -29,6 +29,7 @@ __all__ = [
     "fly",
     "real_images",
     "test_cost",
+    "timed",
     "update_cost",
 ]
 
@@ -302,12 +303,17 @@ def update_cost(
             settings=part,
         )
     )
+    return timed(update, state, segments)
+
+
+def timed(update: Any, state: Any, batch: Any) -> UpdateCost:
+    """What a jitted update of a state takes, compiled and made twice."""
     since = time.perf_counter()
-    compiled = update.lower(state, segments).compile()
+    compiled = update.lower(state, batch).compile()
     compile_seconds = time.perf_counter() - since
-    jax.block_until_ready(compiled(state, segments))
+    jax.block_until_ready(compiled(state, batch))
     since = time.perf_counter()
-    jax.block_until_ready(compiled(state, segments))
+    jax.block_until_ready(compiled(state, batch))
     seconds = time.perf_counter() - since
     found = compiled.memory_analysis()
     memory = 0
