@@ -32,6 +32,8 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from ddjax import filtering
+
 __all__ = ["conv2d"]
 
 KEPT = "ddjax_convolution"
@@ -42,6 +44,8 @@ input gradients that a first derivative takes of them."""
 _FEW_CHANNELS = 16
 _MANY_TIMES = 4
 _CACHED = 5_000_000  # bytes; from 2 to 10 MB the times differ little
+_FILTERED_FEW, _FILTERED_MANY = 32, 64  # channels of either side
+_FILTERED_LEAST = 16_384  # numbers, of the smaller operand
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _Pairs = tuple[tuple[int, int], tuple[int, int]]
 
@@ -83,6 +87,15 @@ def _correlate_cpu(x, w, strides, padding, dilation=(1, 1)):
             x.shape[1:3], dilation, padding, (kh, kw), strides
         )
     ]
+    few, many = sorted((channels, features))
+    if (
+        strides == dilation == (1, 1)
+        and few >= _FILTERED_FEW
+        and many >= _FILTERED_MANY
+        and min(sizes) >= 1
+        and filtering.pays(x.dtype, (kh, kw), sizes[0])
+    ):
+        return filtering.convolve(x, w, padding)
     merges = (
         1 < kh * kw <= channels / features
         and features >= _FEW_CHANNELS
@@ -159,18 +172,37 @@ def _shifted(x, offsets, sizes, strides):
 def _kernel_gradient_cpu(x, g, geometry: _Geometry):
     """Matrix products over all positions, of a few images at a time.
 
-    The shifted copies are kh * kw times as large as their operand. Where those
+    The shifted copies are several times as large as their operand. Where those
     of all images do not stay in a core's share of the cache, images go in
     groups that do.
     """
-    copied = g if _shifts_gradient(x, g, geometry) else x
-    positions = geometry.image if copied is g else g.shape[1:3]
-    taps = math.prod(geometry.kernel)
-    bytes_each = 4 * math.prod(positions) * taps * copied.shape[-1]
     images = x.shape[0]
-    groups = -(-images // max(1, _CACHED // max(1, bytes_each)))
+    if _filters_gradient(x, g, geometry):
+        # Each of the six points has three shifted copies of a quarter of g,
+        # and a quarter of x.
+        numbers = g[0].size * 6 * 3 / 4 + x[0].size * 6 / 4
+        shape = (filtering.POINTS, 3, x.shape[-1], g.shape[-1])
+        finish = filtering.kernel_gradient
+
+        def part(x, g):
+            return filtering.kernel_products(x, g, geometry.padding)
+
+    else:
+        copied = g if _shifts_gradient(x, g, geometry) else x
+        positions = geometry.image if copied is g else g.shape[1:3]
+        taps = math.prod(geometry.kernel)
+        numbers = math.prod(positions) * taps * copied.shape[-1]
+        shape = (*geometry.kernel, x.shape[-1], g.shape[-1])
+
+        def finish(total):
+            return total
+
+        def part(x, g):
+            return _kernel_gradient_of(x, g, geometry)
+
+    groups = -(-images // max(1, int(_CACHED // max(1, 4 * numbers))))
     if groups <= 1:
-        return _kernel_gradient_of(x, g, geometry)
+        return finish(part(x, g))
     size = -(-images // groups)
     groups = -(-images // size)
     if groups * size > images:  # images of zeros add nothing
@@ -179,11 +211,20 @@ def _kernel_gradient_cpu(x, g, geometry: _Geometry):
 
     def add(total, begin):
         few = [lax.dynamic_slice_in_dim(a, begin, size) for a in (x, g)]
-        return total + _kernel_gradient_of(*few, geometry), None
+        return total + part(*few), None
 
-    shape = (*geometry.kernel, x.shape[-1], g.shape[-1])
     zeros = jnp.zeros(shape, jnp.result_type(x, g))
-    return lax.scan(add, zeros, jnp.arange(0, groups * size, size))[0]
+    begins = jnp.arange(0, groups * size, size)
+    return finish(lax.scan(add, zeros, begins)[0])
+
+
+def _filters_gradient(x, g, geometry: _Geometry) -> bool:
+    return (
+        geometry.stride == (1, 1)
+        and min(x.shape[-1], g.shape[-1]) >= _FEW_CHANNELS
+        and min(x.size, g.size) >= _FILTERED_LEAST
+        and filtering.pays(g.dtype, geometry.kernel, g.shape[1])
+    )
 
 
 def _shifts_gradient(x, g, geometry: _Geometry) -> bool:

@@ -1,6 +1,7 @@
 """The convolution: every derivative against XLA's own, and its form."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from jax import lax
 from jaxtyping import TypeCheckError
 
-from ddjax import ops
+from ddjax import filtering, ops
 from ddjax.ops import conv2d
 
 # kernel, stride, padding, channels, image. Both sides of 16 channels, where
@@ -265,6 +266,87 @@ def test_bad_padding(padding):
 def test_operands_that_do_not_fit(x, w):
     with pytest.raises((AssertionError, TypeCheckError)):
         conv2d(jnp.ones(x), jnp.ones(w))
+
+
+FILTERED = {
+    "whole tiles": ("SAME", (8, 6)),
+    "rows beyond the last tile": ("SAME", (7, 9)),
+    "valid": ("VALID", (9, 5)),
+    "asymmetric": (((2, 1), (0, 2)), (7, 6)),
+    "cropped": (((1, -1), (-1, 1)), (8, 9)),
+}
+
+
+@pytest.mark.parametrize("case", FILTERED)
+def test_filtered_rows(case, x64, monkeypatch):
+    """Minimal filtering: every derivative against XLA's own."""
+    monkeypatch.setattr(ops, "_FILTERED_LEAST", 1)
+    padding, image = FILTERED[case]
+    x, w = operands((3, 3), 32, image, features=64)
+    w = w / 10  # sines of large numbers would enlarge every rounding
+
+    def both(x, w):
+        return [
+            (
+                conv(x, w, padding=padding),
+                double(partial(conv, padding=padding), x, w),
+            )
+            for conv in (conv2d, stock)
+        ]
+
+    taken = []
+    for name in ("convolve", "kernel_products"):
+        way = getattr(filtering, name)
+        monkeypatch.setattr(
+            filtering,
+            name,
+            lambda *xw, name=name, way=way: taken.append(name) or way(*xw),
+        )
+    found, expected = jax.jit(both)(x, w)
+    assert_close(found, expected, 1e-12)
+    assert set(taken) == {"convolve", "kernel_products"}
+
+
+def test_filtered_rounding():
+    """As near to float64 as a plain sum is, within a factor of five."""
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(4, 16, 16, 64)), rng.normal(size=(3, 3, 64, 64))
+    g = rng.normal(size=x.shape)
+    padding = ((1, 1), (1, 1))
+
+    def distances(found, plain, exact):
+        return [np.linalg.norm(a - exact) for a in (found, plain)]
+
+    with jax.enable_x64(True):
+        exact, pull = jax.vjp(lambda w: stock(x, w), w)
+        (exact_gradient,) = pull(jnp.asarray(g))
+    x, w, g = (jnp.float32(a) for a in (x, w, g))
+    plain, pull = jax.vjp(lambda w: stock(x, w), w)
+    filtered, direct = distances(
+        filtering.convolve(x, w, padding), plain, np.asarray(exact)
+    )
+    assert 0 < filtered < 5 * direct  # 2.3 is the expected factor
+    filtered, direct = distances(
+        filtering.kernel_gradient(filtering.kernel_products(x, g, padding)),
+        pull(g)[0],
+        np.asarray(exact_gradient),
+    )
+    assert 0 < filtered < 5 * direct
+
+
+@pytest.mark.parametrize(
+    "dtype, kernel, rows, pays",
+    [
+        (jnp.float32, (3, 3), 8, True),
+        (jnp.float32, (3, 3), 7, True),
+        (jnp.float64, (3, 3), 3, True),
+        (jnp.float32, (3, 3), 5, False),  # the second tile is nearly empty
+        (jnp.float32, (3, 1), 8, False),
+        (jnp.bfloat16, (3, 3), 8, False),
+    ],
+)
+def test_filtering_where_it_pays(dtype, kernel, rows, pays):
+    assert filtering.pays(dtype, kernel, rows) == pays
 
 
 @pytest.mark.parametrize("images", [6, 7])  # 7 leaves an uneven last group
