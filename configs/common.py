@@ -8,6 +8,7 @@ Fields are overridden on the command line as ``--config.iadd.ipc=10``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -76,6 +77,7 @@ def options(
     size: str,
     ipcs: Sequence[int] = (),
     what: str = "",
+    takes: str = "ipc= and size=",
 ) -> tuple[str, int, str]:
     """What stands behind the colon of ``--config=FILE:ARGUMENT``.
 
@@ -86,6 +88,7 @@ def options(
       ipcs: the images per class that the config has hyperparameters for; the
         first is the default. Empty: any number, 1 by default.
       what: what the first word is; "" where there is none.
+      takes: the names that may follow it, for the message.
 
     Returns:
       (first word, ipc, size).
@@ -106,6 +109,11 @@ def options(
         )
     if what and not first:
         raise InputError(f"the config needs {what} behind a colon")
+    if len(words) > 1 and "=" in words[-1] and not Path(first).exists():
+        raise InputError(
+            f"{words[-1]!r} is nothing that this config takes, and there is no "
+            f"{first}: {what} comes first, then {takes}, joined by commas"
+        )
     if chosen["size"] not in SIZES:
         raise InputError(
             f"size={chosen['size']}: choose {' or '.join(SIZES)}; the side in "

@@ -26,6 +26,7 @@ def get_config(argument=""):
         ",".join(word for word in words if word not in asked),
         size="small",
         what="the path of a folder or an .npz file",
+        takes="ipc=, minutes= and size=",
     )
     config = common.base()
     common.change(config, presets.own(what, ipc, full=size == "full"))

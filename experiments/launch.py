@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import os
 import re
 import shlex
@@ -227,15 +228,15 @@ def asked(argv: list[str]) -> Asked:
                 "the config file defines no function get_config: see "
                 "configs/tiny.py"
             ) from None
-        raise InputError(
-            f"unknown config field {text} (--help lists the fields)"
-        ) from None
+        raise InputError(_unknown_field(argv, text)) from None
     except (OSError, ImportError, SyntaxError) as error:
         raise InputError(
             f"cannot load the config file ({_plain(error)}): check the path "
             "after --config="
         ) from None
-    except (KeyError, TypeError, ValueError, flags.Error) as error:
+    except KeyError as error:
+        raise InputError(_unknown_field(argv, str(error))) from None
+    except (TypeError, ValueError, flags.Error) as error:
         if "get_config() takes 0" in str(error):
             raise InputError(
                 "this config takes nothing behind the colon: give its fields "
@@ -264,6 +265,19 @@ def asked(argv: list[str]) -> Asked:
         processes,
         Path(found.distilled) if found.distilled else None,
     )
+
+
+def _unknown_field(argv: list[str], text: str) -> str:
+    """The field that was mistyped, whole, and the one that was meant."""
+    names = [
+        word.partition("=")[0].removeprefix("--config.")
+        for word in argv
+        if word.startswith("--config.")
+    ]
+    wrong = next((name for name in names if name not in common.FIELDS), text)
+    near = difflib.get_close_matches(wrong, common.FIELDS, n=1)
+    meant = f": did you mean {near[0]}?" if near else ""
+    return f"unknown config field {wrong}{meant} (--help lists the fields)"
 
 
 def _plain(error: Exception) -> str:

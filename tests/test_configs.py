@@ -114,6 +114,7 @@ def test_published_hyperparameters():
         ("imagenet_subset", "", "needs a subset .nette, woof"),
         ("imagenet_subset", "wool,ipc=1", "unknown ImageNet subset 'wool'"),
         ("folder", "ipc=1", "needs the path of a folder"),
+        ("folder", "none,minute=3", "'minute=3' is nothing .* ipc=, minutes="),
     ],
 )
 def test_wrong_arguments(name, argument, said):

@@ -194,7 +194,11 @@ def command(monkeypatch, capsys, iadd):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        (["--config.iadd.ipcc=1"], ["ipcc", "ipc"]),
+        (
+            ["--config.iadd.ipcc=1"],
+            ["unknown config field iadd.ipcc: did you mean iadd.ipc?"],
+        ),
+        (["--config.qqq.qqq=1"], ["unknown config field qqq.qqq (--help"]),
         (["--config.iadd.ipc=many"], ["many"]),
         (["--config.iadd.ipc=0"], ["iadd.ipc must be at least 1"]),
         (["--config.iadd.augment=blur"], ["blur", "crop"]),

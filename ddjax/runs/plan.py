@@ -536,18 +536,21 @@ def lines(plan: Plan) -> Iterator[str]:
         ),
         "teachers": f"{chosen.teacher.count}, each {chosen.iadd.stored_epochs} "
         f"snapshots of {unit} of {chosen.teacher.batch_size} images",
-        "students": f"J = {chosen.iadd.inner_steps} steps for "
-        f"{chosen.iadd.span} snapshots, from any of the first "
-        f"{chosen.iadd.max_start + 1}; alpha_0 {chosen.iadd.learning_rate:g}",
+        "students": f"each takes J = {chosen.iadd.inner_steps} steps to where "
+        f"its teacher is {chosen.iadd.span} snapshots later, from any of the "
+        f"first {chosen.iadd.max_start + 1}; first learning rate "
+        f"{chosen.iadd.learning_rate:g}",
         "agreement": plan.agreement
-        and ", ".join(
+        and "of a teacher's way with a second training's (1 the same, 0 "
+        "chance): "
+        + ", ".join(
             f"{np.mean(values):.2f} over {span}"
             for span, values in plan.agreement.items()
         )
-        + " snapshots (1: the data's way, 0: chance)",
-        "updates": f"{chosen.iadd.iterations}",
-        "tests": f"{chosen.evaluate.networks} networks a row, "
-        f"{chosen.evaluate.epochs} epochs",
+        + " snapshots",
+        "updates": f"{chosen.iadd.iterations} of the distilled images",
+        "tests": f"{chosen.evaluate.networks} networks for each row of the "
+        f"table, {chosen.evaluate.epochs} epochs each",
     }
     yield from rows_of(rows | needs(plan))
 
