@@ -30,7 +30,7 @@ from ddjax import importance as importance_lib
 from ddjax import losses, parallel
 from ddjax.augment import parse
 from ddjax.settings import Iadd
-from ddjax.training import supervised_loss
+from ddjax.training import in_dtype, supervised_loss
 from ddjax.types import ApplyFn, Batch, InputError, Params, Segment
 from ddjax.unroll import minibatch_indices, sgd_unroll
 
@@ -350,7 +350,9 @@ def unroll_student(
     indices = minibatch_indices(
         order_key, count, settings.batch_of(count), settings.inner_steps
     )
-    supervised = supervised_loss(apply_fn, parse(settings.augment))
+    supervised = supervised_loss(
+        in_dtype(apply_fn, settings.dtype), parse(settings.augment)
+    )
 
     def loss_fn(params, chosen, key):
         # Looked up in here, so that the scan carries indices and not a copy

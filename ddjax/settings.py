@@ -408,6 +408,12 @@ class Iadd(_Part):
         "distilled images per inner step, or all where they are fewer; 0: all",
         _not_negative,
     )
+    dtype: str = _field(
+        "float32",
+        "of a student's arithmetic: float32, or bfloat16 for half the memory; "
+        "its parameters, their steps and the losses stay float32",
+        _one_of("float32", "bfloat16"),
+    )
     segments: int = _field(
         1, "segments per update, spread over the devices", _at_least(1)
     )

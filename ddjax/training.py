@@ -71,6 +71,25 @@ def apply_fn_of(module: Any) -> ApplyFn:
     return lambda params, images: module.apply({"params": params}, images)
 
 
+def in_dtype(apply_fn: ApplyFn, dtype: str) -> ApplyFn:
+    """The network with its arithmetic in another type, its outputs float32.
+
+    Args:
+      apply_fn: (params, images[b h w c]) -> (logits[b k], out).
+      dtype: "float32" changes nothing; "bfloat16" rounds parameters and
+        images to it, and so are what it computes and their gradients.
+    """
+    if dtype == "float32":
+        return apply_fn
+
+    def apply(params, images):
+        low, high = jnp.dtype(dtype), jnp.float32
+        arguments = jax.tree.map(lambda a: a.astype(low), (params, images))
+        return jax.tree.map(lambda a: a.astype(high), apply_fn(*arguments))
+
+    return apply
+
+
 def supervised_loss(apply_fn: ApplyFn, ops: tuple[str, ...] = ()) -> LossFn:
     """Cross-entropy of a batch after one random augmentation.
 

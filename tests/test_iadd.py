@@ -767,6 +767,38 @@ def test_images_that_are_not_finite():
 # Switches of the outer loop ---------------------------------------------------
 
 
+def test_bfloat16_is_near_and_only_inside():
+    """Of the student's arithmetic alone: what goes out and in is float32."""
+    settings = replace(PLAIN, inner_steps=5, batch_size=0)
+    start, target = one_segment()
+    there = iadd.Distilled(*map(jnp.asarray, initial()[:2]), 0.3)
+
+    def gradient(dtype):
+        def loss(images):
+            return iadd.distill_loss(
+                there._replace(images=images),
+                None,
+                Segment(start, target),
+                jax.random.key(3),
+                apply_fn=training.apply_fn_of(NETWORK),
+                settings=replace(settings, dtype=dtype),
+            )[0]
+
+        return jax.value_and_grad(loss)(there.images)
+
+    (exact, pull), (rounded, rounded_pull) = map(
+        gradient, ("float32", "bfloat16")
+    )
+    assert rounded.dtype == rounded_pull.dtype == jnp.float32
+    # Eight bits: some thousandths a number, and ReLUs that turn.
+    assert float(rounded) == pytest.approx(float(exact), rel=0.02)
+    assert not np.array_equal(pull, rounded_pull)
+    cosine = np.vdot(pull, rounded_pull) / (
+        np.linalg.norm(pull) * np.linalg.norm(rounded_pull)
+    )
+    assert cosine > 0.97
+
+
 def test_nearest_step_is_the_least_of_all_lengths():
     """Of students of one, two, .. steps, with its own gradient."""
     settings = replace(
