@@ -121,6 +121,17 @@ def test_more_minutes_are_more_updates_within_them(decide):
     assert "done at" in text
 
 
+def test_rows_that_no_class_fills_are_left_out(decide):
+    """A class of digits has 127 training images."""
+    fits = decide(minutes=60.0, **{"d2m.ipcs": "1,10", "d2m.epochs": "9"})
+    assert "d2m.ipcs" not in fits.fields
+    many = {"d2m.ipcs": "5,900,1", "d2m.epochs": "7,8,9"}
+    found = decide(minutes=60.0, **many)
+    assert found.fields["d2m.ipcs"] == "5,1"
+    assert found.fields["d2m.epochs"] == "7,9"
+    assert found.settings.d2m.epochs_of == {5: 7, 1: 9}
+
+
 def test_what_cannot_be_planned_is_refused(tmp_path, decide):
     def again(settings, **how):
         d2m.run(settings, tmp_path, Shared.below(tmp_path), fixed=FIXED, **how)

@@ -97,7 +97,8 @@ def run(
     task = prepare.task(
         settings.data, settings.model, settings.seed, shared.data
     )
-    check(settings.d2m, task)
+    fits = plan_d2m.fitting(settings, task, fixed) if settings.minutes else {}
+    check(settings.changed(fits).d2m, task)
     given = own_generator(folder, task)
     if given is None and source:
         given = artifact.load_generator(source)

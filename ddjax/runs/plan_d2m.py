@@ -73,6 +73,8 @@ def decide(
     fields: dict[str, Any] = {}
 
     put = plan.choosing(asked, fields, fixed)
+    fits = fitting(asked, task, fixed)
+    put(**{name.replace(".", "__"): value for name, value in fits.items()})
     planned = put(
         teacher__batch_size=plan.teacher_batch(task),
         teacher__snapshot_steps=plan.SNAPSHOT_STEPS,
@@ -168,6 +170,34 @@ def decide(
         )
     plan.check_room(result, remedy="gan.width, gan.batch_size or d2m.per_class")
     return result
+
+
+def fitting(
+    settings: Settings, task: prepare.Task, fixed: Collection[str] = ()
+) -> dict[str, str]:
+    """The numbers of images that every class has, where some are too many.
+
+    Real images stand beside each number of generated ones.
+
+    Args:
+      settings: as asked for.
+      task: data and network.
+      fixed: dotted names that the user has set.
+
+    Returns:
+      {dotted name: value} of what changes: nothing where all fit, none does,
+      or the user has chosen.
+    """
+    epochs = settings.d2m.epochs_of
+    labels = task.splits.train.labels
+    smallest = np.bincount(labels, minlength=task.num_classes).min()
+    kept = {ipc: count for ipc, count in epochs.items() if ipc <= smallest}
+    if {"d2m.ipcs", "d2m.epochs"} & set(fixed) or len(kept) in (0, len(epochs)):
+        return {}
+    return {
+        "d2m.ipcs": ",".join(map(str, kept)),
+        "d2m.epochs": ",".join(map(str, kept.values())),
+    }
 
 
 def _tests(settings, k, test, drawing) -> float:
