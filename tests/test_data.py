@@ -40,6 +40,13 @@ def test_digits(digits):
     assert digits.train.images.min() == 0 and digits.train.images.max() == 255
 
 
+def test_digits_are_read_as_scikit_learn_reads_them(monkeypatch):
+    ours = sources._digits_as_stored()
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    for mine, its in zip(ours, sources._digits_as_stored(), strict=True):
+        np.testing.assert_array_equal(mine, its)
+
+
 def test_digits_parts_are_disjoint(digits):
     from sklearn.datasets import load_digits
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -168,6 +170,25 @@ def _set_aside(dataset, fraction, key, part):
     )
 
 
+def _digits_as_stored() -> tuple[np.ndarray, np.ndarray]:
+    """Levels [1797 8 8] from 0 to 16, and labels.
+
+    From scikit-learn's own file where it is where it was always: to import
+    the package takes longer than anything else before the first update.
+    """
+    found = importlib.util.find_spec("sklearn")
+    if found is not None and found.origin:
+        path = Path(found.origin).parent / "datasets/data/digits.csv.gz"
+        if path.exists():
+            with gzip.open(path) as file:
+                table = np.loadtxt(file, delimiter=",")
+            return table[:, :-1].reshape(-1, 8, 8), table[:, -1]
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return bunch.images, bunch.target
+
+
 def _digits() -> tuple[Dataset, Dataset]:
     """scikit-learn's 1,797 handwritten digits of 8x8, grey.
 
@@ -175,11 +196,9 @@ def _digits() -> tuple[Dataset, Dataset]:
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten
     Digits, UCI Machine Learning Repository, 1998.
     """
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = bunch.target.astype(np.int32)
+    levels, labels = _digits_as_stored()
+    images = np.rint(levels * (255 / 16)).astype(np.uint8)[..., None]
+    labels = labels.astype(np.int32)
     testing = np.zeros(len(labels), bool)
     for label in range(10):
         testing[np.flatnonzero(labels == label)[::5]] = True

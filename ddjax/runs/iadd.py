@@ -30,7 +30,6 @@ from ddjax import (
 )
 from ddjax import importance as importance_lib
 from ddjax.data import preprocess, sources
-from ddjax.pages import iadd as page
 from ddjax.pages.pictures import save_picture
 from ddjax.runs import (
     baselines,
@@ -524,6 +523,9 @@ def conclude(
         names,
     )
     files.write_json(folder / "eval.json", table)
+    # Here, for Matplotlib takes a third of a second to import.
+    from ddjax.pages import iadd as page
+
     page.write_page(folder)
     scores.print_table(table, settings.evaluate.metric)
 

@@ -13,7 +13,6 @@ import numpy as np
 from ddjax import artifact, hosts, models, training
 from ddjax.data import cache, classes, preprocess, sources
 from ddjax.data.rows import Rows
-from ddjax.pages import data as data_page
 from ddjax.runs.loop import progress
 from ddjax.runs.workdir import check_same_data
 from ddjax.settings import Data, Model, Settings
@@ -339,6 +338,9 @@ def write_page(data: Data, seed: int, folder: Path, workdir: Path) -> None:
     parts = {
         name.replace("_", "-"): part for name, part in splits._asdict().items()
     }
+    # Here, for Matplotlib takes a third of a second to import.
+    from ddjax.pages import data as data_page
+
     path = data_page.write_page(
         workdir / "data.html",
         title=f"Data: {workdir.name.removeprefix('prepare-')}",
