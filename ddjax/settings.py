@@ -410,7 +410,7 @@ class Iadd(_Part):
     )
     dtype: str = _field(
         "float32",
-        "of a student's arithmetic: float32, or bfloat16 for half the memory; "
+        "of a student's arithmetic: float32, or bfloat16, for accelerators; "
         "its parameters, their steps and the losses stay float32",
         _one_of("float32", "bfloat16"),
     )

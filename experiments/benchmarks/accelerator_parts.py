@@ -64,8 +64,7 @@ def segment_gradient(size, steps, student=None):
     Args:
       size: as in ``unroll.SIZES``.
       steps: J.
-      student: dtype of the student's parameters and what it sees; by default
-        that of the arguments. The loss is taken in the arguments' own.
+      student: ``iadd.dtype``; by default that of the arguments.
 
     Returns:
       (function of images, learning rate, start and target, the gradient to the
@@ -73,21 +72,20 @@ def segment_gradient(size, steps, student=None):
     """
     start, target, images, labels = unroll.problem(size, steps)
     module = unroll.network(size)
-    settings = Iadd(inner_steps=steps, augment="none")
+    settings = Iadd(
+        inner_steps=steps, augment="none", dtype=student or "float32"
+    )
     one_hot = np.eye(unroll.CLASSES)[labels]
 
     def loss(images, rate, start, target):
-        own, inner = images.dtype, student or images.dtype
-        cast = functools.partial(jax.tree.map, lambda x: x.astype(inner))
-        data = iadd.Distilled(cast(images), jnp.asarray(one_hot, inner), rate)
+        labels = jnp.asarray(one_hot, images.dtype)
         end, _ = iadd.unroll_student(
-            data,
-            cast(start),
+            iadd.Distilled(images, labels, rate),
+            start,
             jax.random.key(0),
             apply_fn=training.apply_fn_of(module),
             settings=settings,
         )
-        end = jax.tree.map(lambda x: x.astype(own), end)
         weights = importance.weights(
             settings.importance, None, Segment(start, target), end
         )
@@ -105,7 +103,7 @@ def made(size, steps, student, precision):
     Args:
       size: items of a size of ``unroll.SIZES``.
       steps: J.
-      student: dtype, or None.
+      student: ``iadd.dtype``, or None.
       precision: of products.
 
     Returns:
@@ -164,7 +162,7 @@ def precision(scale: Scale, clock: Clock) -> Result:
             f"{', '.join(names)} is asked for: measured once."
         )
         names = names[:1]
-    asked = [*((name, None) for name in names), ("default", jnp.bfloat16)]
+    asked = [*((name, None) for name in names), ("default", "bfloat16")]
     # The first is measured in any case: without it the reference is in vain.
     needed, reference_seconds = -np.inf, watch.seconds
     for name, student in asked:
