@@ -555,6 +555,12 @@ class Gan(_Part):
         "makes all updates, and keeps the last state",
         _not_negative,
     )
+    look_epochs: int = _field(
+        0,
+        "of the networks that score a generator, on generated images alone; "
+        "0: as many as a teacher's",
+        _not_negative,
+    )
 
     def _check_together(self) -> None:
         if self.attention and self.width < 8:

@@ -34,6 +34,7 @@ def test_a_pretraining_that_was_selected(tmp_path, generator, cut, said):
     path = folder / "quality.json"
     quality = json.loads(path.read_text())
     quality |= {"cut": cut, "selected_step": 30, "metric": "accuracy"}
+    quality["of_a_teacher"] = 0.25
     path.write_text(json.dumps(quality))
     with (folder / "metrics.jsonl").open("a") as file:
         for step, score in ((30, 0.8), (60, 0.7)):
@@ -41,6 +42,7 @@ def test_a_pretraining_that_was_selected(tmp_path, generator, cut, said):
             file.write(json.dumps(row) + "\n")
     text = gan.write_page(folder).read_text("utf-8")
     quality = section(text, "quality")
+    assert "for 25.0% of the teachers' steps only" in quality
     assert "The state of step 30 was selected, by networks" in quality
     assert said in quality
     assert "highest 80.0% at step 30; step 30 was selected" in text
@@ -73,6 +75,7 @@ def test_the_page_of_a_pretraining(text, generator):
     quality = section(text, "quality")
     assert "80.0 ± 24.8%" in quality
     assert "<strong>0.0123</strong>, between 1,284 real" in quality
+    assert "as long and on as many as the teachers are" in quality
     assert "layer &lt;i&gt; of teacher 0" in quality
     looks = section(text, "looks")
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", looks)

@@ -169,6 +169,12 @@ def test_a_second_process_writes_nothing(first, told, runs, monkeypatch):
     assert list(heard) == []
 
 
+def test_a_look_trains_as_long_as_a_teacher_or_shorter():
+    whole = gan._look_recipe(DIGITS)
+    short = gan._look_recipe(DIGITS.changed({"gan.look_epochs": 1}))
+    assert whole.epochs == DIGITS.teacher.epochs > short.epochs == 1
+
+
 def test_pre_training_ends_where_no_look_is_better(runs, tmp_path, monkeypatch):
     scored = iter([0.4, 0.6, 0.5, 0.55, 0.55])
 

@@ -132,6 +132,24 @@ def test_rows_that_no_class_fills_are_left_out(decide):
     assert found.settings.d2m.epochs_of == {5: 7, 1: 9}
 
 
+def test_short_minutes_leave_the_largest_number_out(decide):
+    many = {"d2m.ipcs": "1,50,10", "d2m.epochs": "8000,800,2000"}
+    many["d2m.stream_ipc"] = 50
+    short, long = (decide(minutes=m, **many) for m in (20.0, 300.0))
+    assert short.minutes < 22 and long.minutes < 330
+    fields = short.fields
+    assert (fields["d2m.ipcs"], fields["d2m.epochs"]) == ("1,10", "8000,2000")
+    assert fields["d2m.stream_ipc"] == 10
+    assert not {"d2m.ipcs", "gan.look_epochs"} & set(long.fields)
+
+
+def test_looks_are_as_short_as_their_share_asks(decide, monkeypatch):
+    monkeypatch.setattr(plan_d2m, "_LOOKS_SHARE", 0.01)
+    found = decide(minutes=20.0)
+    assert 1 <= found.fields["gan.look_epochs"] < found.fields["teacher.epochs"]
+    assert found.seconds["looks of pre-training"] < 0.02 * 20 * 60
+
+
 def test_what_cannot_be_planned_is_refused(tmp_path, decide):
     def again(settings, **how):
         d2m.run(settings, tmp_path, Shared.below(tmp_path), fixed=FIXED, **how)

@@ -221,6 +221,7 @@ def _read_quality(path: Path, command: str) -> dict[str, Any]:
             "distance": f"{found['frechet_distance']:.3g}",
             "images": int(found["images"]),
             "features": str(found["features"]),
+            "of_a_teacher": float(found.get("of_a_teacher", 1)),
             "cut": found.get("cut"),
             "selected": found.get("selected_step"),
             "metric": found.get("metric", "accuracy"),

@@ -150,8 +150,11 @@ def _shaped_by(settings: Settings, task: prepare.Task) -> dict[str, Any]:
             if field in ("evaluate.metric", "evaluate.look_networks")
             or field.startswith(("model.", "teacher."))
         }
+        if not settings.gan.look_epochs:  # generators of before it was a field
+            del shaped_by["gan.look_epochs"]
     else:
-        del shaped_by["gan.looks"], shaped_by["gan.patience"]
+        for field in ("looks", "patience", "look_epochs"):
+            del shaped_by[f"gan.{field}"]
     shaped_by |= {
         "data.preprocess": settings.data.preprocess,
         "seed": settings.seed,
@@ -454,6 +457,12 @@ def images_of_a_look(settings: Settings, task: prepare.Task) -> int:
     return k * max(1, round(most / k))
 
 
+def _look_recipe(settings: Settings) -> training.Recipe:
+    """A teacher's, cut short where a look is."""
+    recipe = teachers.recipe_of(settings.teacher)
+    return recipe._replace(epochs=settings.gan.look_epochs or recipe.epochs)
+
+
 def classification_accuracy(
     settings: Settings,
     task: prepare.Task,
@@ -464,8 +473,8 @@ def classification_accuracy(
 ) -> evaluate.EvalResult:
     """The accuracy of networks that saw generated images alone.
 
-    They are trained as long as the teachers are, on fresh images for every
-    epoch (Ravuri and Vinyals, NeurIPS 2019).
+    They are trained as long as the teachers are, or ``gan.look_epochs``, on
+    fresh images for every epoch (Ravuri and Vinyals, NeurIPS 2019).
 
     Args:
       settings: the teacher and evaluate parts count.
@@ -483,7 +492,7 @@ def classification_accuracy(
             task.preprocessing,
             images_of_a_look(settings, task) // task.num_classes,
         ),
-        recipe=teachers.recipe_of(settings.teacher),
+        recipe=_look_recipe(settings),
         learning_rate=settings.teacher.learning_rate,
         num_networks=settings.evaluate.look_networks,
     )
@@ -532,7 +541,8 @@ def quality(
         "features": f"pooled last layer ({features[0].shape[1]} values) of "
         f"teacher 0 ({task.model}) at epoch {store.epochs}",
         "images": len(labels),
-        "trained": f"{task.model}, {settings.teacher.epochs} epochs",
+        "trained": f"{task.model}, {_look_recipe(settings).epochs} epochs",
+        "of_a_teacher": _look_recipe(settings).epochs / settings.teacher.epochs,
     }
 
 

@@ -31,14 +31,16 @@ _PATIENCE = 2  # looks without a better score that end a pre-training
 _MOST_PRETRAINING, _LEAST_PRETRAINING = 20_000, 100
 _MOST_UPDATES, _LEAST_UPDATES = 400, 20
 _LOOKS = 4, 10  # of a pre-training, least and most
-# Whether images are chosen, what else stands beside, and looks; the first that
-# fits. Fewer epochs would leave networks on real images half trained.
+# Whether images are chosen, what else stands beside, looks, and whether the
+# largest number of images is left in; the first that fits. Fewer epochs would
+# leave networks on real images half trained.
 _TESTS = (
-    (True, BASELINES, 3),
-    (True, BASELINES, 2),
-    (True, BASELINES[:1], 2),
-    (False, BASELINES[:1], 1),
-    (False, (), 1),
+    (True, BASELINES, 3, True),
+    (True, BASELINES, 2, True),
+    (True, BASELINES[:1], 2, True),
+    (False, BASELINES[:1], 1, True),
+    (False, (), 1, True),
+    (False, (), 1, False),
 )
 # Of the minutes. What is left, half at least, is for the generator.
 _PILOT_SHARE, _TEACHERS_SHARE, _TESTS_SHARE = 0.05, 0.08, 0.3
@@ -104,7 +106,9 @@ def decide(
     # one of d2m.ipcs has being timed.
     middle = planned.d2m.middle_ipc
     test = probe.test_cost(planned.changed({"iadd.ipc": middle}), task)
-    for chosen, picks, looks in _TESTS:
+    for chosen, picks, looks, all_numbers in _TESTS:
+        if not all_numbers:
+            planned = put(**_without_largest(planned, fixed))
         planned = put(
             d2m__choose=asked.d2m.choose if chosen else "none",
             evaluate__looks=looks,
@@ -119,11 +123,17 @@ def decide(
     planned = put(
         evaluate__full_steps=max(100, int(plan.FULL_DATA_SHARE * total / each)),
     )
-    # A look trains networks as long as a teacher, on fresh images.
+    # A look trains networks on fresh images, as long as a teacher where the
+    # least number of looks, and the score at the end, fit into their share.
     images = gan_run.images_of_a_look(planned, task)
-    look = planned.evaluate.look_networks * stored
-    look *= pilot.seconds + images * drawing
-    gan_looks = min(max(int(_LOOKS_SHARE * total / look), _LOOKS[0]), _LOOKS[1])
+    epoch = pilot.seconds + images * drawing
+    epoch *= planned.evaluate.look_networks
+    share = _LOOKS_SHARE * total
+    longest = max(1, int(share / (_LOOKS[0] + 1) / epoch))
+    if longest < stored:
+        planned = put(gan__look_epochs=longest)
+    look = epoch * (planned.gan.look_epochs or stored)
+    gan_looks = min(max(int(share / look) - 1, _LOOKS[0]), _LOOKS[1])
     planned = put(gan__looks=gan_looks)
     seconds = {
         "plan": 0.0,
@@ -170,6 +180,21 @@ def decide(
         )
     plan.check_room(result, remedy="gan.width, gan.batch_size or d2m.per_class")
     return result
+
+
+def _without_largest(settings, fixed) -> dict[str, Any]:
+    """Fields without the largest number of images per class, stored and as a
+    stream; none where there is one number, or the user has chosen them."""
+    *kept, _ = sorted(settings.d2m.epochs_of)
+    fields = "d2m.ipcs", "d2m.epochs", "d2m.stream_ipc"
+    if not kept or set(fields) & set(fixed):
+        return {}
+    epochs = settings.d2m.epochs_of
+    return {
+        "d2m__ipcs": ",".join(map(str, kept)),
+        "d2m__epochs": ",".join(str(epochs[ipc]) for ipc in kept),
+        "d2m__stream_ipc": min(settings.d2m.stream_ipc, kept[-1]),
+    }
 
 
 def fitting(
