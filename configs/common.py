@@ -109,7 +109,8 @@ def options(
         )
     if what and not first:
         raise InputError(f"the config needs {what} behind a colon")
-    if len(words) > 1 and "=" in words[-1] and not Path(first).exists():
+    name, equals, _ = words[-1].partition("=") if len(words) > 1 else ("",) * 3
+    if equals and name.isidentifier() and not Path(first).exists():
         raise InputError(
             f"{words[-1]!r} is nothing that this config takes, and there is no "
             f"{first}: {what} comes first, then {takes}, joined by commas"
