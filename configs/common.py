@@ -7,6 +7,8 @@ Fields are overridden on the command line as ``--config.iadd.ipc=10``.
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,10 +112,12 @@ def options(
     if what and not first:
         raise InputError(f"the config needs {what} behind a colon")
     name, equals, _ = words[-1].partition("=") if len(words) > 1 else ("",) * 3
-    if equals and name.isidentifier() and not Path(first).exists():
+    meant = difflib.get_close_matches(name, re.findall(r"(\w+)=", takes))
+    if equals and meant and not Path(first).expanduser().exists():
         raise InputError(
             f"{words[-1]!r} is nothing that this config takes, and there is no "
-            f"{first}: {what} comes first, then {takes}, joined by commas"
+            f"{first}: did you mean {meant[0]}=? {what} comes first, then "
+            f"{takes}, joined by commas"
         )
     if chosen["size"] not in SIZES:
         raise InputError(

@@ -45,6 +45,7 @@ def pays(dtype, kernel, rows: int) -> bool:
     tiles = -(-rows // _ROWS)
     return (
         tuple(kernel) == (3, 3)
+        and jnp.issubdtype(dtype, jnp.floating)
         and jnp.finfo(dtype).bits >= 32
         and 3 * tiles * _ROWS <= 4 * rows
     )
@@ -70,7 +71,8 @@ def convolve(
         )
     ]
     y = jnp.stack(_outputs(products), 2)
-    return y.reshape(x.shape[0], -1, *y.shape[3:])[:, :rows]
+    b, tiles = y.shape[:2]
+    return y.reshape(b, tiles * _ROWS, *y.shape[3:])[:, :rows]
 
 
 def kernel_products(

@@ -951,13 +951,10 @@ class Settings(_Part):
         Raises:
           InputError: a field is unknown, or a value impossible.
         """
-        known = [field.name for field in fields()]
+        known = {field.name for field in fields()}
         for name in values:
             if name not in known:
-                last = [full for full in known if full.endswith(f".{name}")]
-                near = last or difflib.get_close_matches(name, known, 1)
-                hint = f": did you mean {' or '.join(near)}?" if near else ""
-                raise InputError(f"there is no field {name}{hint}")
+                raise InputError(f"there is no field {name}{meant(name)}")
         return _made(cls(), values, "")
 
     def flat(self) -> dict[str, Any]:
@@ -967,6 +964,14 @@ class Settings(_Part):
     def changed(self, values: Mapping[str, Any]) -> Settings:
         """The same with some values by dotted name; see ``of``."""
         return Settings.of({**self.flat(), **values})
+
+
+def meant(name: str) -> str:
+    """The end of a refusal of a name that no field has: which was meant."""
+    known = [field.name for field in fields()]
+    last = [full for full in known if full.endswith(f".{name}")]
+    near = last or difflib.get_close_matches(name, known, 1)
+    return f": did you mean {' or '.join(near)}?" if near else ""
 
 
 def _made(part: Any, values: Mapping[str, Any], prefix: str) -> Any:

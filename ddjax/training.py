@@ -76,8 +76,8 @@ def in_dtype(apply_fn: ApplyFn, dtype: str) -> ApplyFn:
 
     Args:
       apply_fn: (params, images[b h w c]) -> (logits[b k], out).
-      dtype: "float32" changes nothing; "bfloat16" rounds parameters and
-        images to it, and so are what it computes and their gradients.
+      dtype: "float32" changes nothing; "bfloat16" casts parameters and
+        images to it, so that activations and their gradients are bfloat16.
     """
     if dtype == "float32":
         return apply_fn

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import os
 import re
 import shlex
@@ -27,6 +26,7 @@ from ml_collections import config_flags
 
 from configs import common
 from ddjax import hosts
+from ddjax import settings as settings_lib
 from ddjax.runs import compiled, loop
 from ddjax.runs.workdir import Shared, name_of, refusals
 from ddjax.settings import Settings
@@ -234,9 +234,9 @@ def asked(argv: list[str]) -> Asked:
             f"cannot load the config file ({_plain(error)}): check the path "
             "after --config="
         ) from None
-    except KeyError as error:
-        raise InputError(_unknown_field(argv, str(error))) from None
-    except (TypeError, ValueError, flags.Error) as error:
+    except (KeyError, TypeError, ValueError, flags.Error) as error:
+        if isinstance(error, KeyError) and _unknown(argv):
+            raise InputError(_unknown_field(argv, "")) from None
         if "get_config() takes 0" in str(error):
             raise InputError(
                 "this config takes nothing behind the colon: give its fields "
@@ -269,15 +269,19 @@ def asked(argv: list[str]) -> Asked:
 
 def _unknown_field(argv: list[str], text: str) -> str:
     """The field that was mistyped, whole, and the one that was meant."""
-    names = [
-        word.partition("=")[0].removeprefix("--config.")
-        for word in argv
-        if word.startswith("--config.")
-    ]
-    wrong = next((name for name in names if name not in common.FIELDS), text)
-    near = difflib.get_close_matches(wrong, common.FIELDS, n=1)
-    meant = f": did you mean {near[0]}?" if near else ""
+    wrong = _unknown(argv) or text
+    meant = settings_lib.meant(wrong)
     return f"unknown config field {wrong}{meant} (--help lists the fields)"
+
+
+def _unknown(argv: list[str]) -> str:
+    """The first field on the command line that is none; "" without."""
+    names = (
+        match.group(1)
+        for match in (re.match(r"--?config\.([^=]+)", word) for word in argv)
+        if match
+    )
+    return next((name for name in names if name not in common.FIELDS), "")
 
 
 def _plain(error: Exception) -> str:

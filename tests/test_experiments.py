@@ -225,6 +225,7 @@ def test_config_files_that_are_none(command, tmp_path):
         ("a.py", "x = 3", "no function get_config"),
         ("b.py", "def get_config(:", "cannot load"),
         ("c.py", "def get_config():\n    return {'seed': 1}", "common.base"),
+        ("d.py", "def get_config():\n    return {}['b']", "bad flag: "),
     ):
         (tmp_path / name).write_text(text)
         # Within one process the next config file would find what the last

@@ -789,7 +789,15 @@ def test_bfloat16_is_near_and_only_inside():
     (exact, pull), (rounded, rounded_pull) = map(
         gradient, ("float32", "bfloat16")
     )
-    assert rounded.dtype == rounded_pull.dtype == jnp.float32
+    student, inner = iadd.unroll_student(
+        there,
+        start,
+        jax.random.key(3),
+        apply_fn=training.apply_fn_of(NETWORK),
+        settings=replace(settings, dtype="bfloat16"),
+    )
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves((student, inner, rounded))}
+    assert dtypes == {jnp.dtype(jnp.float32)}
     # Eight bits: some thousandths a number, and ReLUs that turn.
     assert float(rounded) == pytest.approx(float(exact), rel=0.02)
     assert not np.array_equal(pull, rounded_pull)

@@ -42,6 +42,10 @@ def test_update_and_data_need_nothing_of_the_scripts():
     assert found & unwanted == set()
 
 
+def test_a_run_begins_without_what_pages_need():
+    assert "matplotlib" not in loaded("import ddjax.runs.iadd")
+
+
 @pytest.mark.parametrize("module", ["ddjax", "ddjax.losses", "ddjax.iadd"])
 def test_public_names_exist(module):
     found = __import__(module, fromlist=["_"])

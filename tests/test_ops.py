@@ -268,6 +268,7 @@ def test_operands_that_do_not_fit(x, w):
         conv2d(jnp.ones(x), jnp.ones(w))
 
 
+GEOMETRY = ops._Geometry((8, 8), (3, 3), (1, 1), ((1, 1), (1, 1)))
 FILTERED = {
     "whole tiles": ("SAME", (8, 6)),
     "rows beyond the last tile": ("SAME", (7, 9)),
@@ -280,7 +281,7 @@ FILTERED = {
 @pytest.mark.parametrize("case", FILTERED)
 def test_filtered_rows(case, x64, monkeypatch):
     """Minimal filtering: every derivative against XLA's own."""
-    monkeypatch.setattr(ops, "_FILTERED_LEAST", 1)
+    monkeypatch.setattr(ops, "_FILTERED_GRADIENT_NUMBERS", 1)
     padding, image = FILTERED[case]
     x, w = operands((3, 3), 32, image, features=64)
     w = w / 10  # sines of large numbers would enlarge every rounding
@@ -305,6 +306,41 @@ def test_filtered_rows(case, x64, monkeypatch):
     found, expected = jax.jit(both)(x, w)
     assert_close(found, expected, 1e-12)
     assert set(taken) == {"convolve", "kernel_products"}
+
+
+@pytest.mark.parametrize("images", [4, 5])  # 5 leaves an uneven last group
+def test_filtered_kernel_gradient_in_groups(monkeypatch, images):
+    monkeypatch.setattr(ops, "_FILTERED_GRADIENT_NUMBERS", 1)
+    rng = np.random.default_rng(0)
+    x, g = (
+        jnp.asarray(rng.normal(size=(images, 8, 8, c)), jnp.float32)
+        for c in (16, 17)
+    )
+    whole = ops._kernel_gradient_cpu(x, g, GEOMETRY)
+    # Room for two images: six points of three copies of a quarter of g, and
+    # of a quarter of x.
+    numbers = 64 * (17 * 18 + 16 * 6) / 4
+    monkeypatch.setattr(ops, "_CACHED", int(2.5 * 4 * numbers))
+    taken = []
+    way = filtering.kernel_products
+
+    def products(x, g, padding):
+        taken.append(len(x))
+        return way(x, g, padding)
+
+    monkeypatch.setattr(filtering, "kernel_products", products)
+    grouped = ops._kernel_gradient_cpu(x, g, GEOMETRY)
+    assert set(taken) == {2}
+    # Sums of 320 products, in float32 and in another order.
+    np.testing.assert_allclose(grouped, whole, atol=2e-4)
+
+
+def test_no_images_and_integers():
+    """What a filter is not for goes through as it did."""
+    x, w = jnp.ones((0, 8, 8, 32)), jnp.ones((3, 3, 32, 64))
+    assert ops._convolve_cpu(x, w, GEOMETRY).shape == (0, 8, 8, 64)
+    x, w = jnp.ones((1, 8, 8, 32), int), jnp.ones((3, 3, 32, 64), int)
+    assert ops._convolve_cpu(x, w, GEOMETRY).max() == 9 * 32
 
 
 def test_filtered_rounding():

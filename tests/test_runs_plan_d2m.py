@@ -143,6 +143,14 @@ def test_short_minutes_leave_the_largest_number_out(decide):
     assert not {"d2m.ipcs", "gan.look_epochs"} & set(long.fields)
 
 
+def test_of_two_numbers_the_smaller_takes_less_time(decide):
+    """An epoch was timed at the larger, which is then left out."""
+    both = {"d2m.ipcs": "1,10", "d2m.epochs": "4000,4000"}
+    found = decide(minutes=20.0, **both)
+    assert found.fields["d2m.ipcs"] == "1"
+    assert found.seconds["tests"] < 0.3 * 20 * 60
+
+
 def test_looks_are_as_short_as_their_share_asks(decide, monkeypatch):
     monkeypatch.setattr(plan_d2m, "_LOOKS_SHARE", 0.01)
     found = decide(minutes=20.0)

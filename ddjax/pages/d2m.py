@@ -60,6 +60,14 @@ _CURVES = {
     "Prediction matching": {"prediction": "prediction"},
     "Norm of the generator's gradient": {"gradient_norm": "gradient norm"},
 }
+_SCORES = {
+    "accuracy": page.score,
+    "balanced_accuracy": scores.balanced_score,
+}
+_HEADS = {
+    "accuracy": "Test accuracy ± 95%",
+    "balanced_accuracy": "Balanced ± 95%",
+}
 _SHOWN = 60  # images of each kind
 
 
@@ -197,12 +205,12 @@ def _results(protocols: Mapping[str, _ByIpc], metric: str) -> dict[str, Any]:
         for by_what in by_ipc.values()
         for results in by_what.values()
     ]
-    kinds = ["accuracy"]
-    if scores.is_unbalanced(rows):
-        kinds.append("balanced_accuracy")
-        kinds.sort(key=lambda kind: kind != metric)
+    # Two tables would repeat each other's figures where classes are even.
+    kinds = [metric]
+    if scores.is_unbalanced(rows, least=0.005):
+        kinds = sorted(_SCORES, key=lambda kind: kind != metric)
     full = protocols.get("", {}).get("", {}).get("full_data", {})
-    cells = (page.score, scores.balanced_score)[: len(kinds)]
+    cells = [_SCORES[kind] for kind in kinds]
     return {
         "kinds": kinds,
         "networks": list(dict.fromkeys(n for part in rows for n in part)),
@@ -211,6 +219,7 @@ def _results(protocols: Mapping[str, _ByIpc], metric: str) -> dict[str, Any]:
             for protocol, by_ipc in protocols.items()
             if protocol in ("stored", "stream") and by_ipc
         },
+        "full_head": ["Network", *(_HEADS[kind] for kind in kinds)],
         "full": [[n, *(cell(r) for cell in cells)] for n, r in full.items()],
     }
 

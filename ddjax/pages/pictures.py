@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
@@ -134,6 +133,8 @@ def _bytes(image: np.ndarray) -> np.ndarray:
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
+    import matplotlib
+
     # Matplotlib's own copy: the same letters on every machine, and more of
     # them than in Pillow's default.
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")

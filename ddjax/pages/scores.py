@@ -64,13 +64,11 @@ def metric_of(*sources: Mapping[str, Any]) -> str:
     return "accuracy"
 
 
-def is_unbalanced(rows: Iterable[Results]) -> bool:
-    """Whether the balanced accuracy says anything that accuracy does not.
-
-    Below half a point it is a second table of the same figures.
-    """
+def is_unbalanced(rows: Iterable[Results], least: float = 0.0005) -> bool:
+    """Whether the balanced accuracy says anything that accuracy does not,
+    somewhere more than ``least``."""
     return any(
-        abs(result["balanced_accuracy"]["mean"] - result["mean"]) > 0.005
+        abs(result["balanced_accuracy"]["mean"] - result["mean"]) > least
         for results in rows
         for result in results.values()
         if "balanced_accuracy" in result

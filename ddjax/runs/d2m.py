@@ -27,7 +27,6 @@ from ddjax import (
     training,
 )
 from ddjax.data import classes, preprocess, sources
-from ddjax.pages import d2m as page
 from ddjax.pages.pictures import save_picture
 from ddjax.runs import (
     baselines,
@@ -505,6 +504,9 @@ def conclude(
     )
     files.write_json(folder / "eval.json", table)
     _keep_samples(settings.seed, folder, task, given, found)
+    # Here, for Matplotlib takes a third of a second to import.
+    from ddjax.pages import d2m as page
+
     page.write_page(folder)
     scores.print_table(table, settings.evaluate.metric)
     if not selected:

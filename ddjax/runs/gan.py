@@ -29,7 +29,6 @@ from ddjax import (
 )
 from ddjax.data import classes, preprocess, sources
 from ddjax.models import biggan
-from ddjax.pages import gan as page
 from ddjax.runs import loop, prepare, protocols, scores, teachers, workdir
 from ddjax.settings import Gan, Settings
 from ddjax.types import Batch, InputError
@@ -237,6 +236,9 @@ def of_run(
         pretraining = train(settings, task, shared)
         given = artifact.load_generator(pretraining / "generator.npz")
         if hosts.writes():
+            # Here, for Matplotlib takes a third of a second to import.
+            from ddjax.pages import gan as page
+
             page.copy_pretraining(pretraining, folder)
     given = given._replace(preprocessing=task.preprocessing)
     kept = kept_copy(folder)
@@ -558,5 +560,8 @@ def _conclude(settings, task, folder, shared, found, cut):
     if not hosts.writes():
         return
     files.write_json(folder / "quality.json", files.sealed(told))
+    # Here, for Matplotlib takes a third of a second to import.
+    from ddjax.pages import gan as page
+
     # Last: the page is the sign that the folder is finished.
     page.write_page(folder)

@@ -115,7 +115,7 @@ def decide(
             evaluate__look_networks=2,
             evaluate__baselines=",".join(picks),
         )
-        tests = _tests(planned, task.num_classes, test, drawing)
+        tests = _tests(planned, task.num_classes, test, drawing, timed=middle)
         if tests <= _TESTS_SHARE * total:
             break
     networks = planned.evaluate.networks + plan.SEARCHES
@@ -225,10 +225,11 @@ def fitting(
     }
 
 
-def _tests(settings, k, test, drawing) -> float:
-    """Seconds of all rows of eval.json but that of the whole data."""
+def _tests(settings, k, test, drawing, *, timed: int) -> float:
+    """Seconds of all rows of eval.json but that of the whole data; of so many
+    images per class an epoch was timed."""
     part, middle = settings.evaluate, settings.d2m.middle_ipc
-    of_one = test.per_epoch / (middle * k)  # an image, once
+    of_one = test.per_epoch / (timed * k)  # an image, once
     per_network = 0.0
     epochs = settings.d2m.epochs_of
     for ipc, count in epochs.items():
@@ -302,12 +303,23 @@ def lines(found: plan.Plan) -> Iterator[str]:
         f"{chosen.teacher.snapshot_steps or 'all'} steps",
         "generator": f"of width {chosen.gan.width}; "
         f"{chosen.gan.iterations} updates of pre-training at most, until "
-        f"{chosen.gan.patience} of {chosen.gan.looks} looks show no gain",
+        f"{chosen.gan.patience} of {chosen.gan.looks} looks show no gain"
+        + (
+            f", each by networks of {chosen.gan.look_epochs} epochs"
+            if chosen.gan.look_epochs
+            else ""
+        ),
         "updates": f"{chosen.d2m.iterations} of D2M",
-        "tests": f"{chosen.evaluate.networks} networks a row; "
+        "tests": f"{chosen.evaluate.networks} networks for each row of the "
+        "table; "
         + ", ".join(
-            f"{ipc} a class: {epochs} epochs"
+            f"{ipc} images a class: {epochs} epochs"
             for ipc, epochs in chosen.d2m.epochs_of.items()
+        )
+        + (
+            " (larger numbers left out: too few images, or minutes)"
+            if "d2m.ipcs" in found.fields
+            else ""
         ),
     }
     yield from plan.rows_of(rows | plan.needs(found))
