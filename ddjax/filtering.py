@@ -7,9 +7,9 @@ image alone: what is left are convolutions with one row of taps, and the sums
 before and after them read whole rows of memory. Along both axes there would be
 a quarter of the products, but 36 small ones between more sums.
 
-The points are 0, ±1/√2, ±√2 and infinity. In float32 a result is then 2.3
-times as far from the exact one as a plain sum of products is; with the usual
-points 0, ±1, ±2 and infinity, 3.4 times.
+The points are 0, ±1/√2, ±√2 and infinity. In float32 a result is then some
+twice as far from the exact one as a plain sum of products is, and nearer than
+with the usual points 0, ±1, ±2 and infinity.
 
 References:
   Winograd, Arithmetic Complexity of Computations (1980); Lavin and Gray, arXiv
@@ -32,7 +32,7 @@ _SMALL, _LARGE = 0.5**0.5, 2**0.5  # the points; their product is 1
 _SQUARES = _SMALL**2 + _LARGE**2
 _BY_SMALL = 1 / (2 * _SMALL**2 * (_SMALL**2 - _LARGE**2))
 _BY_LARGE = 1 / (2 * _LARGE**2 * (_LARGE**2 - _SMALL**2))
-_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _Pair = tuple[int, int]
 
 
@@ -64,7 +64,7 @@ def convolve(
             taps[None],
             (1, 1),
             ((0, 0), padding[1]),
-            dimension_numbers=_DIMENSIONS,
+            dimension_numbers=DIMENSIONS,
         )
         for part, taps in zip(
             _of_inputs(_tiles(x, padding[0][0], rows)), _of_taps(kernel)
@@ -95,7 +95,7 @@ def kernel_products(
     # Columns of g are shifted against those of x, not the other way round, as
     # in ``ops``.
     columns = (2 - low, width + low - g.shape[2])
-    g = _pad(g, (0, -rows % _ROWS), columns)
+    g = pad(g, [(0, 0), (0, -rows % _ROWS), columns, (0, 0)])
     g = g.reshape(b, -1, _ROWS, *g.shape[2:])
     parts = zip(
         _of_inputs(_tiles(x, padding[0][0], rows)),
@@ -123,15 +123,15 @@ def _tiles(x, low: int, rows: int):
     """The six rows that each tile reads: six arrays [b tiles w c]."""
     tiles = -(-rows // _ROWS)
     high = _ROWS * (tiles + 1) - x.shape[1] - low
-    x = _pad(x, (low, high), (0, 0))
+    x = pad(x, [(0, 0), (low, high), (0, 0), (0, 0)])
     x = x.reshape(x.shape[0], tiles + 1, _ROWS, *x.shape[2:])
     return [x[:, :-1, row] for row in range(_ROWS)] + [x[:, 1:, 0], x[:, 1:, 1]]
 
 
-def _pad(x, rows: _Pair, columns: _Pair):
-    """With zeros; a negative width crops."""
+def pad(x, widths: Sequence[_Pair]):
+    """jnp.pad that also crops, where a width is negative."""
     zero = jnp.zeros((), x.dtype)
-    return lax.pad(x, zero, [(0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)])
+    return lax.pad(x, zero, [(low, high, 0) for low, high in widths])
 
 
 # --- The four changes of base. Each takes and gives a list, one entry for each

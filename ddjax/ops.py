@@ -49,7 +49,6 @@ _CACHED = 5_000_000  # bytes; from 2 to 10 MB the times differ little
 # the kernel.
 _FILTERED_CHANNELS = 32, 64
 _FILTERED_GRADIENT_NUMBERS = 16_384
-_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _Pairs = tuple[tuple[int, int], tuple[int, int]]
 
 
@@ -68,7 +67,7 @@ def _plain(x, w, geometry: _Geometry):
         w,
         geometry.stride,
         geometry.padding,
-        dimension_numbers=_DIMENSIONS,
+        dimension_numbers=filtering.DIMENSIONS,
     )
 
 
@@ -105,7 +104,7 @@ def _correlate_cpu(x, w, strides, padding, dilation=(1, 1)):
         and strides == dilation == (1, 1)
     )
     if merges and min(sizes) >= 1:
-        return _correlate_after(_pad(x, [(0, 0), *padding, (0, 0)]), w)
+        return _correlate_after(filtering.pad(x, [(0, 0), *padding, (0, 0)]), w)
     if kh * kw <= x.shape[1] * x.shape[2] or min(sizes) < 1:
         return lax.conv_general_dilated(
             x,
@@ -113,7 +112,7 @@ def _correlate_cpu(x, w, strides, padding, dilation=(1, 1)):
             strides,
             padding,
             lhs_dilation=dilation,
-            dimension_numbers=_DIMENSIONS,
+            dimension_numbers=filtering.DIMENSIONS,
         )
     none = (0, 0, 0)
     padded = lax.pad(x, jnp.zeros((), x.dtype), [none, *edges, none])
@@ -210,7 +209,7 @@ def _kernel_gradient_cpu(x, g, geometry: _Geometry):
     groups = -(-images // size)
     if groups * size > images:  # images of zeros add nothing
         extra = [(0, groups * size - images)] + [(0, 0)] * 3
-        x, g = _pad(x, extra), _pad(g, extra)
+        x, g = filtering.pad(x, extra), filtering.pad(g, extra)
 
     def add(total, begin):
         few = [lax.dynamic_slice_in_dim(a, begin, size) for a in (x, g)]
@@ -253,12 +252,12 @@ def _kernel_gradient_of(x, g, geometry: _Geometry):
     if _shifts_gradient(x, g, geometry):
         pad = [(0, 0), *_turned_padding(geometry, g.shape[1:3]), (0, 0)]
         turned = [(kh - 1 - row, kw - 1 - column) for row, column in offsets]
-        right = _shifted(_pad(g, pad), turned, geometry.image, (1, 1))
+        right = _shifted(filtering.pad(g, pad), turned, geometry.image, (1, 1))
         product = x.reshape(-1, channels).T @ right.reshape(
             -1, kh * kw * features
         )
         return product.reshape(channels, kh, kw, features).transpose(1, 2, 0, 3)
-    padded = _pad(x, [(0, 0), *geometry.padding, (0, 0)])
+    padded = filtering.pad(x, [(0, 0), *geometry.padding, (0, 0)])
     left = _shifted(padded, offsets, g.shape[1:3], geometry.stride)
     product = left.reshape(-1, kh * kw * channels).T @ g.reshape(-1, features)
     return product.reshape(kh, kw, channels, features)
@@ -272,12 +271,6 @@ def _turned_padding(geometry: _Geometry, sizes) -> _Pairs:
             geometry.kernel, geometry.padding, geometry.image, sizes
         )
     )
-
-
-def _pad(x, widths):
-    """jnp.pad that also crops, where a width is negative."""
-    zero = jnp.zeros((), x.dtype)
-    return lax.pad(x, zero, [(low, high, 0) for low, high in widths])
 
 
 # --- The three kernels elsewhere: XLA's own transposes ----------------------
@@ -374,7 +367,7 @@ def conv2d(
     Equal to ``lax.conv_general_dilated`` in NHWC and HWIO order, in value and
     in every reverse derivative, up to rounding. On a CPU 3x3 taps of many
     channels are filtered four rows at a time: in float32 the result is then
-    2.3 times as far from the exact one, how a kernel gradient is rounded can
+    some twice as far from the exact one, how a kernel gradient is rounded can
     depend on the size of the batch, and a number that is not finite spreads
     over four rows.
 

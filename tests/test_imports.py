@@ -42,8 +42,12 @@ def test_update_and_data_need_nothing_of_the_scripts():
     assert found & unwanted == set()
 
 
-def test_a_run_begins_without_what_pages_need():
-    assert "matplotlib" not in loaded("import ddjax.runs.iadd")
+def test_a_run_begins_without_what_pages_and_digits_need():
+    found = loaded(
+        "import ddjax.runs.iadd; from ddjax.data import sources; "
+        "sources._digits()"
+    )
+    assert found & {"matplotlib", "sklearn"} == set()
 
 
 @pytest.mark.parametrize("module", ["ddjax", "ddjax.losses", "ddjax.iadd"])

@@ -170,7 +170,7 @@ def test_a_run_takes_the_plan_that_was_shown(
     assert begin() == 2 and trained == [2, 2]
     said = capsys.readouterr().out
     assert "as --plan has measured" in said and "plan 0.0" in said
-    agreement = "0.38 over 2 snapshots"
+    agreement = "(1 the same, 0 chance): 0.38 over 2 snapshots"
     assert agreement in shown and agreement in said
     assert begin() == 3  # used up
     show()

@@ -60,13 +60,10 @@ _CURVES = {
     "Prediction matching": {"prediction": "prediction"},
     "Norm of the generator's gradient": {"gradient_norm": "gradient norm"},
 }
+# {kind of score: (head of its column, cell)}
 _SCORES = {
-    "accuracy": page.score,
-    "balanced_accuracy": scores.balanced_score,
-}
-_HEADS = {
-    "accuracy": "Test accuracy ± 95%",
-    "balanced_accuracy": "Balanced ± 95%",
+    "accuracy": ("Test accuracy ± 95%", page.score),
+    "balanced_accuracy": ("Balanced ± 95%", scores.balanced_score),
 }
 _SHOWN = 60  # images of each kind
 
@@ -210,7 +207,7 @@ def _results(protocols: Mapping[str, _ByIpc], metric: str) -> dict[str, Any]:
     if scores.is_unbalanced(rows, least=0.005):
         kinds = sorted(_SCORES, key=lambda kind: kind != metric)
     full = protocols.get("", {}).get("", {}).get("full_data", {})
-    cells = [_SCORES[kind] for kind in kinds]
+    heads, cells = zip(*(_SCORES[kind] for kind in kinds))
     return {
         "kinds": kinds,
         "networks": list(dict.fromkeys(n for part in rows for n in part)),
@@ -219,7 +216,7 @@ def _results(protocols: Mapping[str, _ByIpc], metric: str) -> dict[str, Any]:
             for protocol, by_ipc in protocols.items()
             if protocol in ("stored", "stream") and by_ipc
         },
-        "full_head": ["Network", *(_HEADS[kind] for kind in kinds)],
+        "full_head": ["Network", *heads],
         "full": [[n, *(cell(r) for cell in cells)] for n, r in full.items()],
     }
 

@@ -105,7 +105,9 @@ def reached(
     distilled ("" if none was), and {row: result} as "results", balanced
     accuracies if they are the metric and all have one, else accuracies; and
     whether the training on the whole data was "cut" short."""
-    rows = ("distilled", "pretrained", "random_real", "full_data")
+    generated = ("distilled", "pretrained")
+    chosen = (f"{row}_chosen" for row in generated)
+    rows = (*generated, *chosen, "random_real", "full_data")
     found = _main(scores, metadata, rows)
     balanced = metric == "balanced_accuracy" and all(
         metric in result for _, result in found.values()

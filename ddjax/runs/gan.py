@@ -519,6 +519,7 @@ def quality(
     tested = dataclasses.replace(settings.evaluate, models=settings.model.name)
     ((_, _, on_test),) = scores.tests_of(task, tested)
     score = classification_accuracy(settings, task, apply, params, key, on_test)
+    epochs = _look_recipe(settings).epochs
     chosen = np.asarray(
         jax.random.choice(
             key,
@@ -543,8 +544,8 @@ def quality(
         "features": f"pooled last layer ({features[0].shape[1]} values) of "
         f"teacher 0 ({task.model}) at epoch {store.epochs}",
         "images": len(labels),
-        "trained": f"{task.model}, {_look_recipe(settings).epochs} epochs",
-        "of_a_teacher": _look_recipe(settings).epochs / settings.teacher.epochs,
+        "trained": f"{task.model}, {epochs} epochs",
+        "of_a_teacher": epochs / settings.teacher.epochs,
     }
 
 

@@ -76,7 +76,7 @@ def decide(
 
     put = plan.choosing(asked, fields, fixed)
     fits = fitting(asked, task, fixed)
-    put(**{name.replace(".", "__"): value for name, value in fits.items()})
+    put(**fits)
     planned = put(
         teacher__batch_size=plan.teacher_batch(task),
         teacher__snapshot_steps=plan.SNAPSHOT_STEPS,
@@ -185,21 +185,28 @@ def decide(
 def _without_largest(settings, fixed) -> dict[str, Any]:
     """Fields without the largest number of images per class, stored and as a
     stream; none where there is one number, or the user has chosen them."""
-    *kept, _ = sorted(settings.d2m.epochs_of)
+    epochs = settings.d2m.epochs_of
+    *kept, _ = sorted(epochs)
     fields = "d2m.ipcs", "d2m.epochs", "d2m.stream_ipc"
     if not kept or set(fields) & set(fixed):
         return {}
-    epochs = settings.d2m.epochs_of
+    stream = min(settings.d2m.stream_ipc, kept[-1])
+    return _rows({ipc: epochs[ipc] for ipc in kept}) | {
+        "d2m.stream_ipc": stream
+    }
+
+
+def _rows(epochs: dict[int, int]) -> dict[str, Any]:
+    """Fields that say ``D2m.epochs_of``."""
     return {
-        "d2m__ipcs": ",".join(map(str, kept)),
-        "d2m__epochs": ",".join(str(epochs[ipc]) for ipc in kept),
-        "d2m__stream_ipc": min(settings.d2m.stream_ipc, kept[-1]),
+        "d2m.ipcs": ",".join(map(str, epochs)),
+        "d2m.epochs": ",".join(map(str, epochs.values())),
     }
 
 
 def fitting(
     settings: Settings, task: prepare.Task, fixed: Collection[str] = ()
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """The numbers of images that every class has, where some are too many.
 
     Real images stand beside each number of generated ones.
@@ -219,10 +226,7 @@ def fitting(
     kept = {ipc: count for ipc, count in epochs.items() if ipc <= smallest}
     if {"d2m.ipcs", "d2m.epochs"} & set(fixed) or len(kept) in (0, len(epochs)):
         return {}
-    return {
-        "d2m.ipcs": ",".join(map(str, kept)),
-        "d2m.epochs": ",".join(map(str, kept.values())),
-    }
+    return _rows(kept)
 
 
 def _tests(settings, k, test, drawing, *, timed: int) -> float:
