@@ -28,6 +28,7 @@ __all__ = [
     "evaluate",
     "joined",
     "robust_score",
+    "standard_error",
     "stored",
     "summarise",
 ]
@@ -88,6 +89,39 @@ def balanced(result: EvalResult) -> EvalResult:
             "evaluate.evaluate returned"
         )
     return summarise(np.nanmean(result.recall, axis=1), result.recall)
+
+
+def standard_error(
+    result: EvalResult, numbers: Any, *, balance: bool = False
+) -> float:
+    """How far a mean accuracy is from that on all images there could be.
+
+    Two things are chance: which images of each class are tested, drawn from
+    the class as a source has it, and the networks. The variance is
+
+        sum_k w_k^2 r_k (1 - r_k) / n_k + std^2 / s,
+
+    with mean recalls r_k and weights w_k, n_k / n or, balanced, one over the
+    number of classes.
+
+    Args:
+      result: of ``evaluate``, with recalls.
+      numbers: n_k [k], test images of each class.
+      balance: of the balanced accuracy.
+
+    Returns:
+      In the units of the accuracy, 0..1.
+    """
+    numbers = np.asarray(numbers, np.float64)
+    there = numbers > 0
+    numbers, recall = numbers[there], result.recall.mean(0)[there]
+    if balance:
+        result = balanced(result)
+        weights = np.full(len(numbers), 1 / len(numbers))
+    else:
+        weights = numbers / numbers.sum()
+    images = float((weights**2 * recall * (1 - recall) / numbers).sum())
+    return (images + result.std**2 / len(result.accuracy)) ** 0.5
 
 
 class Difference(NamedTuple):
@@ -181,8 +215,10 @@ def stored(images: Any, labels: Any) -> Callable[[jax.Array], Batch]:
 
 
 def evaluate(
-    key: Key[Array, ""],
-    sample_fn: Callable[[jax.Array], Batch] | training.Stream,
+    key: Key[Array, ""] | Key[Array, " s"],
+    sample_fn: Callable[[jax.Array], Batch]
+    | Sequence[Callable[[jax.Array], Batch]]
+    | training.Stream,
     test: Batch,
     module: Any,
     *,
@@ -200,15 +236,16 @@ def evaluate(
 
     Args:
       key: decides initialisations, orders and augmentation; network i draws
-        from ``fold_in(key, i)``.
+        from ``fold_in(key, i)``. Or the keys of the networks themselves.
       sample_fn: key -> Batch, the training data of one epoch; see ``stored``.
-        Or a Stream, on which the networks are trained one after another.
+        Or s of them, one a network, which differ in their arrays alone; or a
+        Stream, on which the networks are trained one after another.
       test: images [n h w c] and integer labels [n]; ``Rows`` are tested a
         part at a time.
       module: a network from ``models.build``.
       recipe: how to train.
       learning_rate: of the first step.
-      num_networks: s, at least 1.
+      num_networks: s, at least 1; where keys are given, their number.
       preprocessing: where given, takes the training images to network input.
       test_preprocessing: the same for the test images.
 
@@ -223,13 +260,20 @@ def evaluate(
             f"evaluate.networks must be at least 1, not {num_networks}"
         )
     num_classes = _classes_of(module, test)
-    train = _train_streamed
-    if not isinstance(sample_fn, training.Stream):
-        train = functools.partial(parallel.spread_networks, _train)
-        if not isinstance(sample_fn, Partial):
-            sample_fn = Partial(sample_fn)
+    keys = key
+    if not key.ndim:
+        folded = [jax.random.fold_in(key, i) for i in range(num_networks)]
+        keys = jnp.stack(folded)
+    own, train = None, functools.partial(parallel.spread_networks, _train)
+    if isinstance(sample_fn, training.Stream):
+        train = _train_streamed
+    elif isinstance(sample_fn, Sequence):
+        own = jax.tree.map(lambda *leaves: jnp.stack(leaves), *sample_fn)
+        sample_fn = None
+    elif not isinstance(sample_fn, Partial):
+        sample_fn = Partial(sample_fn)
     params = train(
-        jnp.stack([jax.random.fold_in(key, i) for i in range(num_networks)]),
+        (keys, own),
         sample_fn,
         jnp.asarray(learning_rate, jnp.float32),
         preprocessing,
@@ -243,11 +287,12 @@ def evaluate(
 
 
 @functools.partial(jax.jit, static_argnames=("module", "recipe"))
-def _train(keys, sample_fn, learning_rate, preprocessing, *, module, recipe):
+def _train(networks, shared, learning_rate, preprocessing, *, module, recipe):
     """Params whose leaves lead with s, of networks side by side."""
-    shape = jax.eval_shape(sample_fn, keys[0]).images.shape[1:]
 
-    def one(key):
+    def one(key, own):
+        sample_fn = shared if own is None else own
+        shape = jax.eval_shape(sample_fn, key).images.shape[1:]
         init_key, train_key = jax.random.split(key)
         return training.train(
             train_key,
@@ -259,11 +304,11 @@ def _train(keys, sample_fn, learning_rate, preprocessing, *, module, recipe):
             preprocessing=preprocessing,
         )
 
-    return parallel.map_networks(one, keys)
+    return parallel.map_networks(one, *networks)
 
 
 def _train_streamed(
-    keys, stream, learning_rate, preprocessing, *, module, recipe
+    networks, stream, learning_rate, preprocessing, *, module, recipe
 ):
     """The same of networks one after another."""
 
@@ -283,7 +328,7 @@ def _train_streamed(
             trained.append(params)
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trained)
 
-    return parallel.over_processes(train, keys)
+    return parallel.over_processes(train, networks[0])
 
 
 def _classes_of(module, test):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +15,9 @@ import numpy as np
 from ddjax import hosts
 
 AXIS = "devices"
+
+# Each has memory of its own for a step.
+_MOST_THREADS = 4
 
 __all__ = [
     "AXIS",
@@ -26,19 +31,30 @@ __all__ = [
     "own",
     "replicate",
     "shard",
+    "side_by_side",
     "spread",
     "spread_networks",
 ]
 
 
 def networks_at_once() -> int:
-    """How many small networks to train side by side on this backend.
+    """How many small networks to train side by side on a device.
 
-    One on a CPU, where the convolutions of several would become grouped ones,
-    eight times slower each; ten elsewhere, enough to fill an accelerator with
-    the literature's ConvNet without holding ten times ten activations.
+    On a CPU one a core, up to four, each in a thread: the operations of a small
+    network are too short to be shared out. Under one vmap their convolutions
+    would become grouped ones, eight times slower each. Elsewhere ten, enough to
+    fill an accelerator with the literature's ConvNet without holding ten times
+    ten activations.
     """
-    return 1 if jax.default_backend() == "cpu" else 10
+    if jax.default_backend() != "cpu":
+        return 10
+    if jax.local_device_count() > 1:
+        return 1  # virtual devices, which share the cores
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        cores = os.cpu_count() or 1
+    return min(cores, _MOST_THREADS)
 
 
 def map_networks(function: Callable[..., Any], *inputs: Any) -> Any:
@@ -53,9 +69,19 @@ def map_networks(function: Callable[..., Any], *inputs: Any) -> Any:
     Returns:
       The results, stacked.
     """
-    if networks_at_once() == 1:
+    if jax.default_backend() == "cpu":
         return jax.lax.map(lambda slices: function(*slices), inputs)
     return jax.vmap(function)(*inputs)
+
+
+def side_by_side(count: int | None = None) -> int:
+    """How many small networks all devices train at the same time.
+
+    Args:
+      count: of those that there are; as many as one likes by default.
+    """
+    most = networks_at_once() * device_count()
+    return most if count is None else min(most, count)
 
 
 def device_count() -> int:
@@ -191,6 +217,8 @@ def _spread_networks(function, networks, *shared, **static):
     count = jax.tree.leaves(networks)[0].shape[0]
     devices = spread(count)
     if devices == 1:
+        if jax.default_backend() == "cpu":
+            return _in_threads(function, networks, shared, static)
         return function(networks, *shared, **static)
     each = -(-count // devices)
     # The last is trained once more where they do not divide evenly.
@@ -202,22 +230,57 @@ def _spread_networks(function, networks, *shared, **static):
     parts = jax.tree.map(lambda x: jax.device_put(x, first)[place], networks)
     parts = jax.device_put(parts, _sharding(devices, AXIS))
     shared = replicate(shared, devices)
-    on_all = _on_all(
-        function, devices, len(shared), tuple(sorted(static.items()))
-    )
+    on_all = _on_all(function, devices, tuple(sorted(static.items())))
+    both = {"networks": parts, "shared": shared}
     return jax.tree.map(
         lambda x: x.reshape(-1, *x.shape[2:])[:count],
-        jax.device_put(on_all(parts, *shared), first),
+        jax.device_put(on_all(both), first),
     )
+
+
+def _in_threads(function, networks, shared, static):
+    """One network after another, as many at a time as there are cores.
+
+    All take one program, whatever their number.
+    """
+    count = jax.tree.leaves(networks)[0].shape[0]
+    parts = [_only(networks, i) for i in range(count)]
+    # Made here, for settings of JAX that the caller has are not a thread's.
+    program = function.lower(parts[0], *shared, **static).compile()
+
+    def run(part):
+        return jax.block_until_ready(program(part, *shared))
+
+    with concurrent.futures.ThreadPoolExecutor(networks_at_once()) as pool:
+        return _joined(list(pool.map(run, parts)))
+
+
+@jax.jit
+def _only(networks, i):
+    """One of them, as the only one."""
+    return jax.tree.map(
+        lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, i, 1), networks
+    )
+
+
+@jax.jit
+def _joined(parts):
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
 @functools.lru_cache(maxsize=64)
-def _on_all(function, devices, shared, static):
+def _on_all(function, devices, static):
     """Kept, because every pmap compiles anew."""
+
+    def part(both):
+        return function(both["networks"], *both["shared"], **dict(static))
+
+    # A dict, and not arguments: pmap takes the axes of these for those of
+    # their leaves where there are as many, some arguments being None.
     return jax.pmap(
-        functools.partial(function, **dict(static)),
+        part,
         axis_name=AXIS,
-        in_axes=(0, *(None,) * shared),
+        in_axes=({"networks": 0, "shared": None},),
         devices=_local(devices),
     )
 

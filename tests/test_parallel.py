@@ -1,6 +1,8 @@
 """Work is spread over devices in the order it came in."""
 
 import functools
+import os
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 from ddjax import hosts, parallel
+from ddjax.types import InputError
 
 
 def test_shard_keeps_the_order():
@@ -158,3 +161,103 @@ def test_networks_are_the_same_on_any_devices(count, monkeypatch):
             walk, (start, keys), jnp.float32(0.5), factor=3.0
         )["end"]
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """A CPU of two cores that is one device."""
+    monkeypatch.setattr(parallel, "device_count", lambda: 1)
+    monkeypatch.setattr(parallel, "networks_at_once", lambda: 2)
+
+
+def test_networks_train_at_the_same_time_in_threads(one_device):
+    met = threading.Barrier(2)
+
+    class Program:
+        """What ``jax.jit`` returns, as far as it is used."""
+
+        def lower(self, part, shared):
+            return self
+
+        def compile(self):
+            return self
+
+        def __call__(self, part, shared):
+            met.wait(timeout=60)  # of two who never meet the first gives up
+            return part * shared
+
+    found = parallel.spread_networks(Program(), jnp.arange(6), jnp.int32(3))
+    np.testing.assert_array_equal(found, [0, 3, 6, 9, 12, 15])
+
+
+def test_networks_in_threads_share_a_program(one_device):
+    traced = []
+
+    @functools.partial(jax.jit, static_argnames=("power",))
+    def function(networks, shared, *, power):
+        traced.append(networks.shape)
+        return parallel.map_networks(
+            lambda one: (one @ shared) ** power, networks
+        )
+
+    shared = jnp.arange(12.0).reshape(3, 4)
+    for count in (1, 2, 5):
+        networks = jax.random.normal(jax.random.key(count), (count, 2, 3))
+        found = parallel.spread_networks(function, networks, shared, power=2)
+        np.testing.assert_allclose(
+            found, (networks @ shared) ** 2, rtol=1e-5, atol=1e-6
+        )
+    assert traced == [(1, 2, 3)]
+
+
+def test_threads_have_the_settings_of_who_calls(one_device):
+    @jax.jit
+    def function(networks):
+        return parallel.map_networks(lambda one: one + 1 / 3, networks)
+
+    with jax.enable_x64(True):
+        found = parallel.spread_networks(function, np.zeros((3, 2)))
+    np.testing.assert_array_equal(found, np.full((3, 2), 1 / 3))
+
+
+def test_an_error_in_a_thread_is_raised(one_device):
+    class Program:
+        def lower(self, part):
+            return self
+
+        def compile(self):
+            return self
+
+        def __call__(self, part):
+            raise InputError("a network is too large")
+
+    with pytest.raises(InputError, match="too large"):
+        parallel.spread_networks(Program(), jnp.arange(3))
+
+
+@pytest.mark.parametrize("cores, expected", [(1, 1), (2, 2), (16, 4)])
+def test_as_many_networks_as_cores(cores, expected, monkeypatch):
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    monkeypatch.setattr(
+        os, "sched_getaffinity", lambda _: set(range(cores)), raising=False
+    )
+    assert parallel.networks_at_once() == expected
+    assert parallel.side_by_side(3) == min(expected, 3)
+    # Virtual devices have the cores already.
+    monkeypatch.setattr(jax, "local_device_count", lambda: 4)
+    assert parallel.networks_at_once() == 1
+
+
+def test_arguments_that_are_none_leave_axes_alone():
+    """With as many arrays as there are arguments, of which some are None."""
+
+    @jax.jit
+    def function(networks, shared, factor, other):
+        assert shared is None and other is None
+        return parallel.map_networks(lambda a, b: (a + b) * factor, *networks)
+
+    networks = jnp.arange(6.0).reshape(3, 2), jnp.ones((3, 2)), None
+    found = parallel.spread_networks(
+        function, networks[:2], None, jnp.float32(2), None
+    )
+    np.testing.assert_array_equal(found, (networks[0] + 1) * 2)

@@ -85,22 +85,6 @@ def test_bounds_in_whole_epochs(full_steps, steps_of, expected):
     assert ceiling._bounds(part, steps_of) == expected
 
 
-def test_standard_error():
-    """Against draws of as many images."""
-    labels = np.repeat([0, 1], [90, 10])
-    recall = np.array([0.9, 0.4, np.nan])
-    rng = np.random.default_rng(0)
-    hits = np.stack(
-        [rng.binomial(90, 0.9, 20_000), rng.binomial(10, 0.4, 20_000)], 1
-    )
-    for metric, drawn in (
-        ("accuracy", hits.sum(1) / 100),
-        ("balanced_accuracy", (hits / [90, 10]).mean(1)),
-    ):
-        found = ceiling._standard_error(recall, labels, metric)
-        assert found == pytest.approx(drawn.std(), rel=0.03)
-
-
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
     return prepare.task(

@@ -1,6 +1,7 @@
 """Compiled programs that the next process finds, and where they lie."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -104,3 +105,41 @@ def test_scripts_keep_programs_unless_told_not_to(monkeypatch, flag, kept):
 
 def test_tests_keep_nothing():
     assert not jax.config.jax_enable_compilation_cache
+
+
+_MEMORY = """
+import jax, jax.numpy as jnp
+from ddjax import models
+from ddjax.runs import compiled
+
+def resident():
+    with open("/proc/self/status") as lines:
+        return next(int(x.split()[1]) for x in lines if x.startswith("VmRSS"))
+
+module = models.build("convnet", num_classes=10, width=32, depth=3)
+params = models.init_params(module, jax.random.key(0), (32, 32, 3))
+
+def loss(params, images):
+    return module.apply({"params": params}, images)[0].sum()
+
+jax.jit(jax.grad(loss))(params, jnp.ones((4, 32, 32, 3)))
+before = resident()
+compiled.give_memory_back()
+print(before, resident())
+"""
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="another C library"
+)
+def test_memory_of_compiling_is_given_back():
+    found = subprocess.run(
+        [sys.executable, "-c", _MEMORY],
+        # The tests' own flags have less compiled.
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before, after = map(int, found.stdout.split())
+    assert after < before - 10 * 1024, found.stdout  # KiB

@@ -65,7 +65,10 @@ def first(runs, told):
         return json.loads(told[-1])
 
     def spy(key, sample_fn, test, module, **kwargs):
-        data = jax.eval_shape(lambda draw, key: draw(key), sample_fn, key)
+        # Of networks on data of their own there is one for each.
+        one = sample_fn[0] if isinstance(sample_fn, list) else sample_fn
+        key_of_one = jax.random.key(0)
+        data = jax.eval_shape(lambda draw, key: draw(key), one, key_of_one)
         tested.append((len(test.labels), len(data.labels)))
         return real(key, sample_fn, test, module, **kwargs)
 

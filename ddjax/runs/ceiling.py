@@ -163,8 +163,8 @@ def full_data(
         )
         found = (
             scores.by_metric(result, part.metric).mean,
-            _standard_error(
-                result.recall[0], task.splits.held_out.labels, part.metric
+            scores.standard_error(
+                result, task.splits.held_out.labels, part.metric
             ),
         )
         searched.append([epochs * steps_of, rate, *found])
@@ -238,22 +238,3 @@ def _bounds(part: Evaluate, steps_of: int) -> tuple[int, int | None]:
         return max(1, FIRST_STEPS // steps_of), None
     first = min(FIRST_STEPS, part.full_steps // 4)
     return max(1, first // steps_of), max(1, part.full_steps // steps_of)
-
-
-def _standard_error(
-    recall: np.ndarray, labels: np.ndarray, metric: str
-) -> float:
-    """Of a score on so many images, were they drawn anew.
-
-    Args:
-      recall: [k], NaN for a class without images.
-      labels: [n] of the images.
-      metric: what the score is.
-    """
-    counts = np.bincount(labels, minlength=len(recall))
-    there = counts > 0
-    recall, counts = recall[there], counts[there]
-    weights = counts / counts.sum()
-    if metric != "accuracy":
-        weights = np.full(len(counts), 1 / len(counts))
-    return float(np.sqrt((weights**2 * recall * (1 - recall) / counts).sum()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-__all__ = ["default_folder", "keep"]
+__all__ = ["default_folder", "give_memory_back", "keep"]
 
 _MOST_BYTES = 2 * 2**30  # the least recently used go first
 _WORTH_KEEPING = 0.0  # seconds to compile
@@ -60,3 +61,15 @@ def keep(folder: Path | None = None) -> None:
     jax.config.update(
         "jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING
     )
+
+
+def give_memory_back() -> None:
+    """Returns to the machine what compiling took and is free again.
+
+    The compiler leaves hundreds of MiB that the C library keeps for later, and
+    what runs afterwards takes other memory. Only glibc knows how.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        pass  # another C library

@@ -451,7 +451,7 @@ def look(
         artifact.save_generator(
             _look_path(folder, step), given._replace(params=state.average)
         )
-    return scores.held_out_row(found)
+    return scores.held_out_row(found, task)
 
 
 def _look_path(folder: Path, step: int) -> Path:

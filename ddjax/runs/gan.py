@@ -286,7 +286,7 @@ def _pretrain(settings, task, networks, folder):
         if hosts.writes():
             found = artifact_of(task, apply, params, {})
             artifact.save_generator(_look_path(folder, step), found)
-        return scores.held_out_row(score)
+        return scores.held_out_row(score, task)
 
     def enough(step):
         return part.patience and hosts.from_writer(

@@ -424,7 +424,7 @@ def look(
         num_networks=settings.evaluate.look_networks,
     )
     if not hosts.writes():
-        return scores.held_out_row(score)
+        return scores.held_out_row(score, task)
     path = _look_path(folder, step)
     with files.atomic_write(path) as file:
         np.savez(file, **{k: np.asarray(v) for k, v in data._asdict().items()})
@@ -432,7 +432,7 @@ def look(
         moved = state.generator if settings.iadd.generator_rate else None
         noise = state.images if state.average is None else state.average
         latent.keep_look(path, made, noise, moved)
-    return scores.held_out_row(score)
+    return scores.held_out_row(score, task)
 
 
 def distilled(
@@ -448,7 +448,12 @@ def _look_path(folder: Path, step: int) -> Path:
     return folder / "looks" / f"{step:07d}.npz"
 
 
-def _load_look(folder: Path, step: int) -> iadd.Distilled:
+def load_look(folder: Path, step: int) -> iadd.Distilled:
+    """The distilled images of a run's look, in network input.
+
+    Raises:
+      InputError: the file is damaged or gone.
+    """
     path = _look_path(folder, step)
     try:
         return iadd.Distilled(**files.read_npz(path))
@@ -471,10 +476,10 @@ def conclude(
 ) -> None:
     """Everything after the last update; the one use of the test set."""
     selected, looks = hosts.from_writer(
-        lambda: scores.select(folder, settings.evaluate.metric)
+        lambda: scores.latest(folder, settings.evaluate.metric)
     )
-    chosen = _load_look(folder, selected)
-    at_looks = {step: _load_look(folder, step) for step in looks}
+    chosen = load_look(folder, selected)
+    at_looks = {step: load_look(folder, step) for step in looks}
     table = final_scores(
         settings, task, initial, at_looks, selected, store, teachers_folder
     )

@@ -19,6 +19,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ddjax import checkpoint, hosts, metrics, settings
+from ddjax.runs import compiled
 from ddjax.types import InputError
 
 __all__ = ["Terminated", "finite", "look_steps", "progress", "run", "terminate"]
@@ -155,7 +156,7 @@ def run(
       Terminated: SIGTERM has come, and the state is kept.
     """
     global _loops
-    step, checkpoints, written = 0, None, None
+    step, checkpoints, written, new = 0, None, None, True
     between = None  # of a checkpoint that SIGTERM has left
     good, good_step = None, 0
     if folder is not None:
@@ -218,6 +219,9 @@ def run(
                 kept = f"; {checkpoints.kept()}" if checkpoints else ""
                 raise InputError(f"{unit} {step + 1} of {name}: {cause}{kept}")
             state, step = after, step + 1
+            if new:
+                compiled.give_memory_back()
+                new = False
             bar.update(ticks)
             if "loss" in row:
                 bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)

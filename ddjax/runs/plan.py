@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddjax import files, training
+from ddjax import files, parallel, training
 from ddjax.data import sources
 from ddjax.runs import ceiling, cells, prepare, probe, teachers, workdir
 from ddjax.settings import BASELINES, Evaluate, Settings
@@ -41,6 +41,7 @@ __all__ = [
     "decide",
     "disk_of",
     "estimate",
+    "in_turns",
     "keep",
     "kept_in",
     "lines",
@@ -419,8 +420,15 @@ def _tests(part: Evaluate) -> int:
     """Networks that are trained on distilled images, or on as many others."""
     # Looks, the PNG, random real images, what was begun with, and picks.
     rows = part.looks + 3 + len(part.baseline_names)
-    networks = rows * part.networks + (part.looks + 1) * part.look_networks
+    networks = rows * in_turns(part.networks)
+    networks += (part.looks + 1) * in_turns(part.look_networks)
     return networks * len(part.model_names)
+
+
+def in_turns(count: int) -> int:
+    """So many networks side by side, in turns that count as full."""
+    beside = parallel.side_by_side(count)
+    return -(-count // beside) * beside
 
 
 def disk_of(params: Params, settings: Settings) -> int:

@@ -127,7 +127,7 @@ def decide(
     # least number of looks, and the score at the end, fit into their share.
     images = gan_run.images_of_a_look(planned, task)
     epoch = pilot.seconds + images * drawing
-    epoch *= planned.evaluate.look_networks
+    epoch *= plan.in_turns(planned.evaluate.look_networks)
     share = _LOOKS_SHARE * total
     longest = max(1, int(share / (_LOOKS[0] + 1) / epoch))
     if longest < stored:
@@ -247,10 +247,11 @@ def _tests(settings, k, test, drawing, *, timed: int) -> float:
     per_network += 2 * (
         test.constant + epochs[max(epochs)] * stream * (of_one + drawing)
     )
-    looks = (part.looks + 1) * part.look_networks
+    looks = (part.looks + 1) * plan.in_turns(part.look_networks)
     each_look = epochs[middle] * middle * k * of_one + test.constant
     models = len(part.model_names)
-    return part.networks * models * per_network + looks * each_look
+    tested = plan.in_turns(part.networks) * models * per_network
+    return tested + looks * each_look
 
 
 def _pretraining(settings, task):

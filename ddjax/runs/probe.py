@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddjax import evaluate, iadd, models, training, trajectories
+from ddjax import evaluate, iadd, models, parallel, training, trajectories
 from ddjax.runs import prepare, scores, teachers
 from ddjax.settings import Settings
 from ddjax.types import Batch, Params, Segment
@@ -46,7 +46,8 @@ class Pilot(NamedTuple):
     Attributes:
       snapshots: params at the start and after every snapshot's steps.
       scores: held-out score of each.
-      seconds: that the steps from one snapshot to the next take.
+      seconds: that the steps from one snapshot to the next take, of one of as
+        many teachers as are trained side by side.
     """
 
     snapshots: list[Params]
@@ -94,20 +95,17 @@ def fly(
             return float(right.mean())
         return float(np.mean([right[labels == c].mean() for c in set(labels)]))
 
+    def advance(carry, keys, epoch):
+        return trajectories.advance(
+            carry, keys, epoch, data, task.module, preprocessing=left, **how
+        )
+
     carry = trajectories.begin(keys, data.images.shape[1:], task.module, **how)
     kept, found, spent = [carry[0]], [score(carry[0])], []
     begin = time.perf_counter()
     while len(kept) <= _MOST_SNAPSHOTS:
         since = time.perf_counter()
-        carry = trajectories.advance(
-            carry,
-            keys,
-            len(kept) - 1,
-            data,
-            task.module,
-            preprocessing=left,
-            **how,
-        )
+        carry = advance(carry, keys, len(kept) - 1)
         jax.block_until_ready(carry)
         spent.append(time.perf_counter() - since)
         kept.append(carry[0])
@@ -122,7 +120,17 @@ def fly(
         jax.tree.map(lambda leaf: np.asarray(leaf[0]), params)
         for params in kept
     ]
-    return Pilot(snapshots, found, float(np.median(spent[1:])))
+    seconds = float(np.median(spent[1:]))
+    beside = parallel.side_by_side()
+    if beside > 1:
+        keys, carry = jax.tree.map(
+            lambda leaf: jnp.concatenate([leaf] * beside), (keys, carry)
+        )
+        for _ in range(2):  # the first may compile
+            since = time.perf_counter()
+            jax.block_until_ready(advance(carry, keys, 0))
+            seconds = (time.perf_counter() - since) / beside
+    return Pilot(snapshots, found, seconds)
 
 
 def agreement(
@@ -323,7 +331,8 @@ def timed(update: Any, state: Any, batch: Any) -> UpdateCost:
 
 
 class TestCost(NamedTuple):
-    """Of one network on as many images as are to be distilled.
+    """Of one network on as many images as are to be distilled, among as many
+    as are trained side by side.
 
     Attributes:
       per_epoch: seconds of training.
@@ -341,7 +350,8 @@ class TestCost(NamedTuple):
 
 
 def test_cost(settings: Settings, task: prepare.Task) -> TestCost:
-    """One network, trained and tested, timed."""
+    """Networks side by side, trained and tested, timed."""
+    beside = parallel.side_by_side(settings.evaluate.networks)
     data = real_images(settings, task)
     look = _look_cost(task)
     score = scores.held_out(task)
@@ -353,12 +363,12 @@ def test_cost(settings: Settings, task: prepare.Task) -> TestCost:
             evaluate.stored(data.images, data.labels),
             recipe=scores.recipe_of(settings.evaluate)._replace(epochs=_EPOCHS),
             learning_rate=settings.teacher.learning_rate,
-            num_networks=1,
+            num_networks=beside,
         )
-        spent.append(time.perf_counter() - since)
+        spent.append((time.perf_counter() - since) / beside)
     held, test = (len(task.splits[i].labels) for i in (1, 2))
     trained = max(spent[1] - look * held, 0.1 * spent[1])
-    compiling = max(spent[0] - spent[1], 0.0)
+    compiling = max(spent[0] - spent[1], 0.0) * beside
     return TestCost(trained / _EPOCHS, look * test, compiling)
 
 

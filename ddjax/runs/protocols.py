@@ -135,7 +135,7 @@ def stored_score(
             classes.one_hot(labels, k),
         )
 
-    return scores.one_by_one(score, key, drawn, count, **how)
+    return scores.on_own_data(score, key, drawn, count, **how)
 
 
 def recipes_of(settings: Settings) -> dict[int, training.Recipe]:
@@ -206,8 +206,7 @@ def generated_scores(
             sample_fn = generated_epoch(
                 found.apply, params, found.preprocessing, ipc_stream
             )
-            # One after another: each holds an epoch's images of its own.
-            result = scores.one_by_one(
+            result = scores.on_own_data(
                 score,
                 key,
                 lambda key, sample_fn=sample_fn: sample_fn,

@@ -9,14 +9,16 @@ data, and says how far it is above random real images.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ddjax import augment, evaluate, metrics, parallel, training
+from ddjax import augment, evaluate, metrics, training
 from ddjax.data import classes
 from ddjax.runs.prepare import Task, as_input
 from ddjax.settings import METRICS, Evaluate, Settings
@@ -30,12 +32,15 @@ __all__ = [
     "hardened",
     "held_out",
     "labels_of",
+    "latest",
     "line",
     "looked_at",
+    "on_own_data",
     "print_table",
     "random_real",
     "recipe_of",
     "select",
+    "standard_error",
     "tests_of",
 ]
 
@@ -93,14 +98,26 @@ def held_out(task: Task, module: Any = None) -> Score:
     )
 
 
-def held_out_row(score: evaluate.EvalResult) -> dict[str, float]:
-    """A look's line of metrics.jsonl."""
+def held_out_row(score: evaluate.EvalResult, task: Task) -> dict[str, float]:
+    """A look's line of metrics.jsonl, of a score by ``held_out``."""
     row = {}
     for metric in METRICS:
         found = by_metric(score, metric)
         row[f"held_out_{metric}"] = found.mean
         row[f"held_out_{metric}_std"] = found.std
+        row[f"held_out_{metric}_error"] = standard_error(
+            score, task.splits.held_out.labels, metric
+        )
     return row
+
+
+def standard_error(
+    score: evaluate.EvalResult, labels: np.ndarray, metric: str
+) -> float:
+    """``evaluate.standard_error`` of one of ``METRICS``, on images of these
+    classes [n]."""
+    numbers = np.bincount(labels, minlength=score.recall.shape[1])
+    return evaluate.standard_error(score, numbers, balance=metric != "accuracy")
 
 
 def select(
@@ -133,9 +150,42 @@ def select(
     return max(among, key=looks.get), steps
 
 
-def looked_at(workdir: Path, metric: str) -> dict[int, float]:
-    """{step: score on held-out images} of a run's metrics.jsonl."""
-    field = f"held_out_{metric}"
+def latest(workdir: Path, metric: str) -> tuple[int, list[int]]:
+    """The latest state that is as good as the best, as far as can be seen.
+
+    Among what held-out images cannot tell apart, the one that was distilled
+    for longest: the outer loss was lowered to the end, and the best of several
+    looks on few images is mostly the luckiest. A later state is passed over
+    where it is more than one standard error of the best below it (the rule of
+    Breiman et al., Classification and Regression Trees, 1984, section 3.4.3,
+    with later for simpler).
+
+    Args:
+      workdir: of the run.
+      metric: one of ``METRICS``.
+
+    Returns:
+      (its step, the steps of all looks but that at 0, in order).
+
+    Raises:
+      InputError: no look is recorded.
+    """
+    looks = looked_at(workdir, metric)
+    best, steps = select(workdir, metric)
+    # Runs of before recorded no error: equals alone are as good there.
+    error = looked_at(workdir, f"{metric}_error").get(best, 0.0)
+    good = [step for step in steps if looks[step] >= looks[best] - error]
+    return max(good), steps
+
+
+def looked_at(workdir: Path, field: str) -> dict[int, float]:
+    """{step: figure of held-out images} of a run's metrics.jsonl.
+
+    Args:
+      workdir: of the run.
+      field: one of ``METRICS``, or with _std or _error behind.
+    """
+    field = f"held_out_{field}"
     return {
         row["step"]: float(row[field])
         for row in metrics.read(workdir / "metrics.jsonl")
@@ -185,7 +235,7 @@ def random_real(
     def drawn(key):
         return evaluate.stored(*task.real_images(key, ipc))
 
-    return one_by_one(
+    return on_own_data(
         score,
         key,
         drawn,
@@ -211,7 +261,7 @@ def given_real(
       recipe: of the training.
       sample_fn: of ``evaluate.stored``.
     """
-    return one_by_one(
+    return on_own_data(
         score,
         jax.random.fold_in(jax.random.key(settings.seed), _RANDOM_REAL),
         lambda key: sample_fn,
@@ -221,7 +271,11 @@ def given_real(
     )
 
 
-def one_by_one(
+# Of the training images of networks side by side.
+_SIDE_BY_SIDE_BYTES = 1 << 28
+
+
+def on_own_data(
     score: Score,
     key: jax.Array,
     sample_fn_of: Callable[[jax.Array], Any],
@@ -237,16 +291,27 @@ def one_by_one(
       count: of the networks.
       **how: for ``score``.
     """
-
-    def some(networks):
-        results = []
-        for network in networks.tolist():
-            own = jax.random.fold_in(key, network)
-            results.append(score(own, sample_fn_of(own), num_networks=1, **how))
-        found = evaluate.joined(results)
-        return found.accuracy, found.recall
-
-    return evaluate.summarise(*parallel.over_processes(some, np.arange(count)))
+    keys = [jax.random.fold_in(key, network) for network in range(count)]
+    given = jax.eval_shape(
+        lambda sample_fn, key: sample_fn(key).images,
+        sample_fn_of(keys[0]),
+        keys[0],
+    )
+    size = math.prod(given.shape) * given.dtype.itemsize
+    at_once = max(1, _SIDE_BY_SIDE_BYTES // size)
+    results = []
+    for begin in range(0, count, at_once):
+        some = keys[begin : begin + at_once]
+        samples = [sample_fn_of(key) for key in some]
+        shared = all(sample is samples[0] for sample in samples)
+        result = score(
+            jnp.stack([jax.random.fold_in(key, 0) for key in some]),
+            samples[0] if shared else samples,
+            num_networks=len(some),
+            **how,
+        )
+        results.append(result)
+    return evaluate.joined(results)
 
 
 # The table in files and for people -------------------------------------------

@@ -145,7 +145,7 @@ def record(
         teacher is not finite; or a stream's labels and images do not belong
         together.
     """
-    at_once = at_once or parallel.networks_at_once() * parallel.device_count()
+    at_once = at_once or parallel.side_by_side()
     if not isinstance(data, training.Stream):
         data = Batch(jnp.asarray(data.images), jnp.asarray(data.labels))
     with contextlib.ExitStack() as held:

@@ -7,19 +7,20 @@
         --data_dir=FOLDER_OF_IMAGES --out=runs/outer
 
 A pair shares everything but the optimiser: teachers, initial images, segments,
-batches, augmentation, evaluation networks; the whitened ones have teachers of
-their own, who saw whitened images. SGD's steps are those that were
-found by hand for the set; the candidates have the same numbers on all sets. A
-run that leaves its bounds counts with the accuracy of the images it started
-from, and is marked. The last state of each run is scored, by held-out and by
-test images; settings are to be chosen by the first. What was measured is kept
-in a file per candidate and seed, so a study that was stopped goes on; the
-table is printed from all that is there.
+batches, augmentation, evaluation networks; whitened and flat ones have
+teachers of their own, who saw whitened images or were led to flat minima.
+SGD's steps are those that were found by hand for the set; the candidates have
+the same numbers on all sets. A run that leaves its bounds counts with the
+accuracy of the images it started from, and is marked. The last state of each
+run is scored, by held-out and by test images; settings are to be chosen by the
+first. What was measured is kept in a file per candidate and seed, so a study
+that was stopped goes on; the table is printed from all that is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import sys
@@ -54,6 +55,7 @@ CANDIDATES = {
     "the same, labels learned": FREE
     | {"iadd.labels": "teachers", "iadd.label_step": 1.0},
     "the same, two segments": FREE | {"iadd.segments": 2},
+    "the same, flat teachers": FREE | {"teacher.flatness": 0.05},
     "the same, herding": FREE | {"iadd.initial": "herding"},
     "the same, window widens": FREE | {"iadd.widen": 0.5},
     "the same, nearest step": FREE | {"iadd.match": "nearest"},
@@ -115,9 +117,9 @@ def study(args):
     settings = settings_of(args)
 
     @functools.cache
-    def made(kind):
-        part = settings.changed({"data.preprocess": kind})
-        task = prepare.task(part.data, part.model, 0, shared.data)
+    def made(data, teacher):
+        part = dataclasses.replace(settings, data=data, teacher=teacher)
+        task = prepare.task(data, part.model, 0, shared.data)
         return task, teachers.train(part, task, shared.teachers)
 
     for seed in range(args.first_seed, args.first_seed + args.seeds):
@@ -127,7 +129,7 @@ def study(args):
                 continue
             begin = time.perf_counter()
             chosen = settings.changed(CANDIDATES[name] | {"seed": seed})
-            row = one(chosen, *made(chosen.data.preprocess))
+            row = one(chosen, *made(chosen.data, chosen.teacher))
             row["seconds"] = round(time.perf_counter() - begin, 1)
             files.write_json(path, row)
             print(f"{path.stem}: {row}", flush=True)
