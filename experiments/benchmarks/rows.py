@@ -13,7 +13,7 @@ import d2m
 import numpy as np
 import unroll
 
-RATE, TEACHER_STEPS, TEACHER_BATCH = 0.01, 4, 256
+RATE, TEACHER_STEPS, TEACHER_BATCH, TEACHERS = 0.01, 4, 256, 2
 # Of an evaluation: a fortieth of 1,000 epochs and of 10,000 test images, which
 # ours takes 256 at a time: fewer would be padded, and cost as much.
 NETWORKS, EPOCHS, TEST_IMAGES, MOMENTUM, DECAY = 10, 25, 256, 0.9, 5e-4
@@ -242,13 +242,58 @@ def teacher_theirs(size, place, alone):
     return Side(run, run)
 
 
-def teacher_row(title, **size):
+def teachers_ours(size):
+    """Several from one start, side by side, as a run trains them."""
+    import jax
+    import jax.numpy as jnp
+
+    from ddjax import training, trajectories
+    from ddjax.types import Batch
+
+    start, images, labels = teacher_problem(size)
+    eye = np.eye(unroll.CLASSES, dtype=np.float32)
+    data = Batch(jnp.asarray(images), jnp.asarray(eye[labels]))
+    recipe = training.Recipe(epochs=1, batch_size=size["batch"])
+    starts = jax.tree.map(lambda leaf: jnp.stack([leaf] * TEACHERS), start)
+    optimizer = training.sgd(recipe, RATE, 1)
+    carry = starts, jax.vmap(optimizer.init)(starts)
+    keys = jax.random.split(jax.random.key(0), TEACHERS)
+    module = unroll.network(size)
+
+    def run():
+        return jax.block_until_ready(
+            trajectories.advance(
+                carry,
+                keys,
+                0,
+                data,
+                module,
+                recipe=recipe,
+                learning_rate=RATE,
+            )
+        )
+
+    return Side(run, teacher_ours(size).losses)
+
+
+def teachers_theirs(size, place, alone):
+    """One after another: that is how its users train them."""
+    one = teacher_theirs(size, place, alone)
+    return Side(lambda: [one.run() for _ in range(TEACHERS)], one.losses)
+
+
+def teacher_row(title, count, **size):
     size = size_of(batch=TEACHER_BATCH, **size)
-    work = training_operations(size, TEACHER_STEPS * size["batch"])
+    work = count * training_operations(size, TEACHER_STEPS * size["batch"])
+    ours, theirs = (
+        (teacher_ours, teacher_theirs)
+        if count == 1
+        else (teachers_ours, teachers_theirs)
+    )
     return Row(
         title,
-        lambda: teacher_ours(size),
-        lambda place, alone: teacher_theirs(size, place, alone),
+        lambda: ours(size),
+        lambda place, alone: theirs(size, place, alone),
         (work, work),
     )
 
@@ -428,7 +473,11 @@ ROWS = {
         "unroll, J=10 x 10, 64 px, depth 4", 10, side=64, depth=4
     ),
     "teacher": teacher_row(
-        f"teacher's epoch, {TEACHER_STEPS} x {TEACHER_BATCH} images"
+        f"a teacher's epoch, {TEACHER_STEPS} x {TEACHER_BATCH} images", 1
+    ),
+    "teachers": teacher_row(
+        f"{TEACHERS} teachers' epochs, {TEACHER_STEPS} x {TEACHER_BATCH}",
+        TEACHERS,
     ),
     "evaluation": evaluation_row(
         f"evaluation, {NETWORKS} networks of width 64, {EPOCHS} steps", width=64
