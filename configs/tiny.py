@@ -7,7 +7,7 @@ Expected  92% test accuracy of fresh networks trained on 10 images; random
           data 99%. By D2M, 10 generated images per class: 94%, chosen ones
           95%, random real images 94%; distilling gains nothing over the
           pre-trained generator, which is kept.
-Cost      3 minutes on 2 CPU cores, by D2M nine on one.
+Cost      a minute and a half on 2 CPU cores, by D2M nine on one.
 Command   python experiments/iadd.py --config=configs/tiny.py
           python experiments/d2m.py --config=configs/tiny.py
 """

@@ -24,6 +24,7 @@ __all__ = [
     "EvalResult",
     "balanced",
     "contrast",
+    "count_right",
     "difference",
     "evaluate",
     "joined",
@@ -253,9 +254,10 @@ def evaluate(
       An EvalResult over the s networks.
 
     Raises:
-      InputError: no network is asked for, or labels are wrong.
+      InputError: no network is asked for, labels are wrong, or there are not
+        as many sets of training data as networks.
     """
-    if num_networks < 1:
+    if not key.ndim and num_networks < 1:
         raise InputError(
             f"evaluate.networks must be at least 1, not {num_networks}"
         )
@@ -268,7 +270,13 @@ def evaluate(
     if isinstance(sample_fn, training.Stream):
         train = _train_streamed
     elif isinstance(sample_fn, Sequence):
-        own = jax.tree.map(lambda *leaves: jnp.stack(leaves), *sample_fn)
+        if len(sample_fn) != len(keys):
+            raise InputError(
+                f"{len(sample_fn)} sets of training data for {len(keys)} "
+                "networks: give one for each, or one for all"
+            )
+        each = [f if isinstance(f, Partial) else Partial(f) for f in sample_fn]
+        own = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
         sample_fn = None
     elif not isinstance(sample_fn, Partial):
         sample_fn = Partial(sample_fn)
@@ -280,7 +288,7 @@ def evaluate(
         module=module,
         recipe=recipe,
     )
-    right = _count_right(params, test, module, num_classes, test_preprocessing)
+    right = count_right(params, test, module, num_classes, test_preprocessing)
     total = np.bincount(np.asarray(test.labels), minlength=num_classes)
     recall = right / np.where(total, total, np.nan)
     return summarise(right.sum(1) / total.sum(), recall)
@@ -357,8 +365,16 @@ def _outputs(module, shape):
 _PART = 1 << 26
 
 
-def _count_right(params, test, module, num_classes, preprocessing):
-    """How many test images of each class each network gets right, [s k]."""
+def count_right(params, test, module, num_classes, preprocessing):
+    """How many test images of each class each network gets right, [s k].
+
+    Args:
+      params: of s networks, as ``training.predict`` takes them, stacked.
+      test: images [n h w c] and integer labels [n].
+      module: the network.
+      num_classes: k.
+      preprocessing: where given, takes the images to network input.
+    """
     count, *shape = test.images.shape
     size = count
     if isinstance(test.images, Rows):

@@ -1,4 +1,4 @@
-"""Devices: the only file that knows them."""
+"""Devices, and the threads of a CPU: the only file that knows them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddjax import hosts
+from ddjax.types import InputError
 
 AXIS = "devices"
 
 # Each has memory of its own for a step.
 _MOST_THREADS = 4
+_THREADS = "DDJAX_THREADS"
 
 __all__ = [
     "AXIS",
@@ -45,16 +47,36 @@ def networks_at_once() -> int:
     would become grouped ones, eight times slower each. Elsewhere ten, enough to
     fill an accelerator with the literature's ConvNet without holding ten times
     ten activations.
+
+    Raises:
+      InputError: the environment's DDJAX_THREADS, which says another number
+        for a CPU, is none.
     """
-    if jax.default_backend() != "cpu":
+    if not _in_a_loop():
         return 10
-    if jax.local_device_count() > 1:
-        return 1  # virtual devices, which share the cores
+    if jax.local_device_count() > 1 or jax.process_count() > 1:
+        return 1  # virtual devices, or processes, that may share the cores
+    if os.environ.get(_THREADS):
+        return _asked_threads(os.environ[_THREADS])
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
         cores = os.cpu_count() or 1
     return min(cores, _MOST_THREADS)
+
+
+def _asked_threads(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(
+            f"the environment's {_THREADS} is {text!r}: give the number of "
+            "networks to train side by side, at least 1"
+        )
+    return int(text)
+
+
+def _in_a_loop() -> bool:
+    """Whether networks in one program go one after another."""
+    return jax.default_backend() == "cpu"
 
 
 def map_networks(function: Callable[..., Any], *inputs: Any) -> Any:
@@ -69,7 +91,7 @@ def map_networks(function: Callable[..., Any], *inputs: Any) -> Any:
     Returns:
       The results, stacked.
     """
-    if jax.default_backend() == "cpu":
+    if _in_a_loop():
         return jax.lax.map(lambda slices: function(*slices), inputs)
     return jax.vmap(function)(*inputs)
 
@@ -217,7 +239,7 @@ def _spread_networks(function, networks, *shared, **static):
     count = jax.tree.leaves(networks)[0].shape[0]
     devices = spread(count)
     if devices == 1:
-        if jax.default_backend() == "cpu":
+        if _in_a_loop():
             return _in_threads(function, networks, shared, static)
         return function(networks, *shared, **static)
     each = -(-count // devices)
@@ -245,7 +267,8 @@ def _in_threads(function, networks, shared, static):
     """
     count = jax.tree.leaves(networks)[0].shape[0]
     parts = [_only(networks, i) for i in range(count)]
-    # Made here, for settings of JAX that the caller has are not a thread's.
+    # Here, for settings of JAX that the caller has are not a thread's.
+    shared = jax.device_put(shared)
     program = function.lower(parts[0], *shared, **static).compile()
 
     def run(part):

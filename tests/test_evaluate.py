@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ddjax import evaluate, models, training
+from ddjax import evaluate, models, parallel, training
 from ddjax.data.preprocess import Standardiser
 from ddjax.data.rows import Rows
 from ddjax.training import Recipe, Stream
@@ -327,8 +327,15 @@ def test_standard_error_is_how_far_scores_on_other_images_spread(balance):
     )
 
 
-def test_networks_on_data_of_their_own():
+@pytest.mark.parametrize("where", ["devices", "threads", "vmap"])
+def test_networks_on_data_of_their_own(where, monkeypatch):
     """Each is what it is alone, and has the key that is given for it."""
+    if where != "devices":
+        monkeypatch.setattr(parallel, "device_count", lambda: 1)
+    if where == "vmap":
+        monkeypatch.setattr(parallel, "_in_a_loop", lambda: False)
+    for function in (evaluate._train, evaluate._right):
+        function.clear_cache()
     samples = []
     for seed in (2, 3, 4):
         images, labels = blobs(jax.random.key(seed), 12, 2.0)
@@ -353,3 +360,7 @@ def test_networks_on_data_of_their_own():
     )
     shared = evaluate.evaluate(keys[:2], samples[0], **arguments)
     np.testing.assert_array_equal(folded.recall, shared.recall)
+    with pytest.raises(InputError, match=r"2 sets of .* for 3 networks"):
+        evaluate.evaluate(keys, samples[:2], **arguments)
+    for function in (evaluate._train, evaluate._right):
+        function.clear_cache()

@@ -212,11 +212,13 @@ def test_networks_in_threads_share_a_program(one_device):
 
 def test_threads_have_the_settings_of_who_calls(one_device):
     @jax.jit
-    def function(networks):
-        return parallel.map_networks(lambda one: one + 1 / 3, networks)
+    def function(networks, shared):
+        return parallel.map_networks(lambda one: one + shared / 3, networks)
 
     with jax.enable_x64(True):
-        found = parallel.spread_networks(function, np.zeros((3, 2)))
+        found = parallel.spread_networks(
+            function, np.zeros((3, 2)), np.ones(2, np.int64)
+        )
     np.testing.assert_array_equal(found, np.full((3, 2), 1 / 3))
 
 
@@ -237,12 +239,18 @@ def test_an_error_in_a_thread_is_raised(one_device):
 
 @pytest.mark.parametrize("cores, expected", [(1, 1), (2, 2), (16, 4)])
 def test_as_many_networks_as_cores(cores, expected, monkeypatch):
+    monkeypatch.delenv("DDJAX_THREADS", raising=False)
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
     monkeypatch.setattr(
         os, "sched_getaffinity", lambda _: set(range(cores)), raising=False
     )
     assert parallel.networks_at_once() == expected
     assert parallel.side_by_side(3) == min(expected, 3)
+    monkeypatch.setenv("DDJAX_THREADS", "3")
+    assert parallel.networks_at_once() == 3
+    monkeypatch.setenv("DDJAX_THREADS", "many")
+    with pytest.raises(InputError, match="DDJAX_THREADS is 'many'"):
+        parallel.networks_at_once()
     # Virtual devices have the cores already.
     monkeypatch.setattr(jax, "local_device_count", lambda: 4)
     assert parallel.networks_at_once() == 1

@@ -193,7 +193,7 @@ def test_too_few_minutes_are_refused_with_a_number_that_suffices(
 def test_a_measurement_that_takes_the_minutes_is_given_up(task, monkeypatch):
     asked, clock = ASKED.changed({"minutes": 3.0}), iter([0.0, 80.0, 100.0])
     monkeypatch.setattr(plan.time, "perf_counter", lambda: next(clock))
-    slow = probe.TestCost(100.0, 0.0, 0.0)
+    slow = probe.TestCost(probe.Pace(100.0), probe.Pace(0.0), 0.0)
     monkeypatch.setattr(probe, "test_cost", lambda *args: slow)
     asked = asked.changed({"model.width": 64})
     with pytest.raises(InputError, match=r"taken 1\.7 .* minutes=14, or"):
@@ -239,6 +239,28 @@ def cosines(part, task, pilot):
         last=len(pilot.snapshots) - 1,
         longest=2,
     )
+
+
+def test_a_pace_counts_turns_as_full():
+    pace = probe.Pace(alone=1.0, beside=4, turn=2.5)
+    assert [pace.of(n) for n in (1, 4, 5, 9)] == [2.5, 2.5, 5.0, 7.5]
+    assert [probe.Pace(1.5).of(n) for n in (1, 3)] == [1.5, 4.5]
+    cost = probe.TestCost(pace, probe.Pace(0.5, 2, 0.75), 3.0)
+    assert cost.seconds(5, 10) == 3 * 0.75 + 10 * 5.0
+
+
+def test_networks_are_timed_side_by_side(task, monkeypatch):
+    """On a CPU of several cores that is one device."""
+    monkeypatch.setattr(parallel, "device_count", lambda: 1)
+    monkeypatch.setattr(parallel, "networks_at_once", lambda: 2)
+    settings = ASKED.changed({"evaluate.networks": 5})
+    data, left = task.training_data()
+    pilot = probe.fly(settings, task, data, left, most=0.0)
+    cost = probe.test_cost(settings, task)
+    for pace in (pilot.pace, cost.per_epoch, cost.constant):
+        assert pace.beside == 2 and pace.alone > 0
+        assert pace.of(2) == pace.turn > 0
+        assert pace.of(5) == 3 * pace.turn
 
 
 def test_agreement_tells_a_way_from_a_random_walk(pilot, task):
@@ -346,7 +368,7 @@ def test_images_are_made_smaller_before_networks_are_too_narrow(
 
     def cost(settings, task):
         work = (task.image_shape[0] / 32) ** 2 * settings.model.width / 32
-        return probe.TestCost(0.012 * work, 0.0, 0.0)
+        return probe.TestCost(probe.Pace(0.012 * work), probe.Pace(0.0), 0.0)
 
     def at_width(settings, *rest):
         fields = {"model.width": settings.model.width}
@@ -373,7 +395,8 @@ def test_images_are_made_smaller_before_networks_are_too_narrow(
 
     def dear(settings, task):
         measured.append((task.image_shape[0], settings.model.width))
-        return probe.TestCost(100 * cost(settings, task).per_epoch, 0.0, 0.0)
+        seconds = 100 * cost(settings, task).per_epoch.alone
+        return probe.TestCost(probe.Pace(seconds), probe.Pace(0.0), 0.0)
 
     monkeypatch.setattr(probe, "test_cost", dear)
     plan.decide(asked, load(asked), (), load)

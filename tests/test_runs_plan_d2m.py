@@ -99,14 +99,15 @@ def decide(tmp_path_factory):
     params = models.init_params(task.module, jax.random.key(0), (8, 8, 1))
     scores = [0.1, 0.4, 0.7, 0.8, 0.8, 0.8, 0.8]
     cost = probe.UpdateCost(1.0, 1.0, 1 << 20)
-    pilot = probe.Pilot([params] * len(scores), scores, 0.5)
+    pilot = probe.Pilot([params] * len(scores), scores, probe.Pace(0.5))
+    test = probe.TestCost(probe.Pace(0.01), probe.Pace(0.1), 1.0)
     with pytest.MonkeyPatch.context() as patch:
         for where, name, found in (
             (plan_d2m, "_seconds_of_images", 1e-4),
             (plan_d2m, "_pretraining", (None, cost)),
             (plan_d2m, "_distilling_cost", cost),
             (probe, "fly", pilot),
-            (probe, "test_cost", probe.TestCost(0.01, 0.1, 1.0)),
+            (probe, "test_cost", test),
         ):
             patch.setattr(where, name, lambda *_, found=found, **__: found)
         yield with_fields

@@ -12,6 +12,7 @@ from ddjax import models, parallel, training, trajectories
 from ddjax.data.preprocess import Standardiser
 from ddjax.data.rows import Rows
 from ddjax.runs import loop
+from ddjax.runs import teachers as teachers_run
 from ddjax.runs.teachers import record
 from ddjax.settings import check_range
 from ddjax.training import Recipe, Stream
@@ -194,23 +195,43 @@ def test_kill_in_the_middle(recorded, tmp_path, monkeypatch):
     assert contents(tmp_path) == contents(recorded.folder)
 
 
-def test_side_by_side(recorded, tmp_path, monkeypatch):
-    """Two at once, under vmap as on an accelerator, up to rounding."""
-    asked = []
+def test_side_by_side_in_threads(recorded, tmp_path, monkeypatch):
+    """Two at once, to the byte: each runs the program of one."""
+    monkeypatch.setattr(parallel, "networks_at_once", lambda: 2)
+    make(tmp_path)
+    assert contents(tmp_path) == contents(recorded.folder)
 
-    def two():
-        asked.append(0)
-        return 2
 
-    monkeypatch.setattr(parallel, "networks_at_once", two)
+@pytest.fixture
+def accelerator(monkeypatch):
+    """Networks side by side under vmap, as on an accelerator."""
+    monkeypatch.setattr(parallel, "_in_a_loop", lambda: False)
+    for function in (trajectories._epoch, training._advance):
+        function.clear_cache()
+    yield
+    for function in (trajectories._epoch, training._advance):
+        function.clear_cache()
+
+
+def test_side_by_side_under_vmap(recorded, tmp_path, accelerator):
+    """Up to rounding."""
     together = make(tmp_path, count=2)
-    assert len(asked) > 1  # by record, and while tracing
     for teacher in range(2):
         assert_same(
             together.snapshot(teacher, EPOCHS),
             recorded.snapshot(teacher, EPOCHS),
             1e-5,
         )
+
+
+def test_groups_are_as_large_as_their_snapshots_allow(monkeypatch):
+    monkeypatch.setattr(parallel, "side_by_side", lambda most: min(most, 4))
+    params = models.init_params(NETWORK, KEY, (2, 2, 1))
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
+    size = 4 * numbers * (EPOCHS + 1)
+    for room, expected in ((size - 1, 1), (3 * size, 3), (9 * size, 4)):
+        monkeypatch.setattr(teachers_run, "_GROUP_BYTES", room)
+        assert teachers_run._that_fit(NETWORK, data(), EPOCHS) == expected
 
 
 @pytest.mark.parametrize("devices", [2, 4])
@@ -263,15 +284,13 @@ def test_streamed_teachers(tmp_path, monkeypatch):
     assert contents(folders[0]) == contents(folders[1])
 
 
-def test_streamed_teachers_side_by_side(tmp_path, monkeypatch):
-    """Each has an order of its own; under vmap, up to rounding."""
+def test_streamed_teachers_under_vmap(tmp_path, monkeypatch, request):
+    """Each has an order of its own; up to rounding."""
     in_memory, stream = stored(tmp_path)
     alone = record_of(tmp_path / "alone", in_memory)
-    monkeypatch.setattr(parallel, "networks_at_once", lambda: 2)
+    request.getfixturevalue("accelerator")
     monkeypatch.setattr(training, "_CHUNK", 2 * 2 * 5 * 4)
-    training._advance.clear_cache()
     together = record_of(tmp_path / "together", stream, at_once=2)
-    training._advance.clear_cache()
     for teacher in range(3):
         assert_same(
             together.snapshot(teacher, EPOCHS),

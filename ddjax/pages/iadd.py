@@ -119,6 +119,7 @@ def write_page(workdir: Path) -> Path:
         method=method,
         metric=metric,
         selected=selected,
+        selected_as=metadata.get("selected_as"),
         shape=data["images"].shape,
         classes=data["labels"].shape[-1],
         reached=scores.reached(rows, metadata, metric),

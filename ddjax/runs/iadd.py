@@ -507,6 +507,7 @@ def conclude(
                 "augmentation": settings.iadd.augment,
                 "evaluation": scores.recipe_of(settings.evaluate)._asdict(),
                 "selected_step": selected,
+                "selected_as": "latest within a standard error of the best",
                 "test_data": sources.fingerprint(task.splits.test),
                 "config": settings.flat(),
                 "versions": workdir.recorded(folder)["versions"],

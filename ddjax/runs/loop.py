@@ -156,7 +156,7 @@ def run(
       Terminated: SIGTERM has come, and the state is kept.
     """
     global _loops
-    step, checkpoints, written, new = 0, None, None, True
+    step, checkpoints, written, compiling = 0, None, None, True
     between = None  # of a checkpoint that SIGTERM has left
     good, good_step = None, 0
     if folder is not None:
@@ -219,9 +219,9 @@ def run(
                 kept = f"; {checkpoints.kept()}" if checkpoints else ""
                 raise InputError(f"{unit} {step + 1} of {name}: {cause}{kept}")
             state, step = after, step + 1
-            if new:
+            if compiling:
                 compiled.give_memory_back()
-                new = False
+                compiling = False
             bar.update(ticks)
             if "loss" in row:
                 bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)

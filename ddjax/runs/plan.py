@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddjax import files, parallel, training
+from ddjax import files, training
 from ddjax.data import sources
 from ddjax.runs import ceiling, cells, prepare, probe, teachers, workdir
 from ddjax.settings import BASELINES, Evaluate, Settings
@@ -41,7 +41,6 @@ __all__ = [
     "decide",
     "disk_of",
     "estimate",
-    "in_turns",
     "keep",
     "kept_in",
     "lines",
@@ -146,12 +145,13 @@ def decide(
     while True:
         test = probe.test_cost(asked, task)
         _check_pace(asked, begin)
-        per_step = test.per_epoch * images / (asked.iadd.ipc * task.num_classes)
+        per_step = test.per_epoch.alone * images
+        per_step /= asked.iadd.ipc * task.num_classes
         each = 20 * per_step * _UPDATE_COST
         least = dataclasses.replace(
             asked.evaluate, looks=looks, look_networks=2, baselines=""
         )
-        tests = _tests(least) * test.seconds(epochs)
+        tests = _tests(least, test, epochs)
         excess = max(
             _FEW_UPDATES * each / (_UPDATES_SHARE * total),
             tests / (_TESTS_SHARE * total),
@@ -257,11 +257,12 @@ def _at_width(asked, task, test, fixed, total, begin) -> Plan:
     span = max(found, key=lambda span: np.mean(found[span]))
     max_start = max(1, last - span)
     # So many teachers as there is time for, rather fewer than too short ones.
-    each = (max_start + span) * pilot.seconds
-    count = int(_TEACHERS_SHARE * total / each)
+    pace = pilot.pace
+    each = (max_start + span) * pace.of(pace.beside)
+    count = int(_TEACHERS_SHARE * total / each) * pace.beside
     if count < _LEAST_TEACHERS:
         count = _LEAST_TEACHERS
-        most = int(_TEACHERS_SHARE * total / (count * pilot.seconds))
+        most = int(_TEACHERS_SHARE * total / pace.of(count))
         max_start = max(1, min(max_start, most - span))
     count = min(count, _MOST_TEACHERS)
     planned = put(
@@ -276,7 +277,6 @@ def _at_width(asked, task, test, fixed, total, begin) -> Plan:
     count, last = planned.teacher.count, part.stored_epochs
 
     # Tests: as long as the time allows, of the lengths that are in use.
-    networks = planned.evaluate.networks
     put(evaluate__look_networks=2)
     for looks, picks, epochs in _TESTS:
         planned = put(
@@ -284,16 +284,16 @@ def _at_width(asked, task, test, fixed, total, begin) -> Plan:
             evaluate__baselines=",".join(picks),
             evaluate__epochs=epochs,
         )
-        tests = _tests(planned.evaluate) * test.seconds(planned.evaluate.epochs)
+        tests = _tests(planned.evaluate, test, planned.evaluate.epochs)
         if tests <= _TESTS_SHARE * total:
             break
-    each = whole_data_step(planned, pilot) * (networks + SEARCHES)
+    each = whole_data_step(planned, pilot)
     planned = put(
         evaluate__full_steps=max(100, int(FULL_DATA_SHARE * total / each)),
     )
     seconds = {
         "plan": 0.0,
-        "teachers": count * last * pilot.seconds,
+        "teachers": last * pace.of(count),
         "tests": tests + 2 * test.compile,
         "full data": planned.evaluate.full_steps * each + 3 * test.compile,
         "start and page": FIXED_SECONDS,
@@ -369,10 +369,13 @@ def teacher_batch(task: prepare.Task) -> int:
 
 
 def whole_data_step(settings: Settings, pilot: probe.Pilot) -> float:
-    """Seconds of a step of a network on the whole data."""
+    """Seconds of a step of all networks on the whole data: those by which the
+    rate is searched, one by one, and those that are tested."""
     part = settings.teacher
     images = part.batch_size * (part.snapshot_steps or 1)
-    return pilot.seconds / images * ceiling.BATCH
+    networks = settings.evaluate.networks
+    seconds = SEARCHES * pilot.pace.alone + pilot.pace.of(networks)
+    return seconds / images * ceiling.BATCH
 
 
 def estimate(settings: Settings, task: prepare.Task) -> Plan:
@@ -398,14 +401,12 @@ def estimate(settings: Settings, task: prepare.Task) -> Plan:
     )
     update = probe.update_cost(settings, task, pilot)
     evaluation = settings.evaluate
-    networks = evaluation.networks + SEARCHES
-    whole = networks * evaluation.full_steps * whole_data_step(short, pilot)
+    whole = evaluation.full_steps * whole_data_step(short, pilot)
     seconds = {
         "plan": time.perf_counter() - begin,
-        "teachers": teacher.count * steps * pilot.seconds / _ESTIMATE_STEPS,
+        "teachers": steps * pilot.pace.of(teacher.count) / _ESTIMATE_STEPS,
         "updates": part.iterations * update.seconds + update.compile,
-        "tests": _tests(evaluation) * test.seconds(evaluation.epochs)
-        + 2 * test.compile,
+        "tests": _tests(evaluation, test, evaluation.epochs) + 2 * test.compile,
         "full data": whole + 3 * test.compile,
         "start and page": FIXED_SECONDS,
     }
@@ -416,19 +417,14 @@ def estimate(settings: Settings, task: prepare.Task) -> Plan:
 _ESTIMATE_STEPS = 5
 
 
-def _tests(part: Evaluate) -> int:
-    """Networks that are trained on distilled images, or on as many others."""
+def _tests(part: Evaluate, test: probe.TestCost, epochs: int) -> float:
+    """Seconds of networks trained on distilled images, or on as many others,
+    for so many epochs."""
     # Looks, the PNG, random real images, what was begun with, and picks.
     rows = part.looks + 3 + len(part.baseline_names)
-    networks = rows * in_turns(part.networks)
-    networks += (part.looks + 1) * in_turns(part.look_networks)
-    return networks * len(part.model_names)
-
-
-def in_turns(count: int) -> int:
-    """So many networks side by side, in turns that count as full."""
-    beside = parallel.side_by_side(count)
-    return -(-count // beside) * beside
+    seconds = rows * test.seconds(part.networks, epochs)
+    seconds += (part.looks + 1) * test.seconds(part.look_networks, epochs)
+    return seconds * len(part.model_names)
 
 
 def disk_of(params: Params, settings: Settings) -> int:

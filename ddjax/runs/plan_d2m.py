@@ -89,7 +89,9 @@ def decide(
         planned, task, data, left, most=_PILOT_SHARE * total, least=4
     )
     last = max(2, plan.risen(pilot.scores))
-    count = int(_TEACHERS_SHARE * total / (last * pilot.seconds))
+    pace = pilot.pace
+    turns = int(_TEACHERS_SHARE * total / (last * pace.of(pace.beside)))
+    count = turns * pace.beside
     planned = put(
         iadd__max_start=last - planned.iadd.span,
         teacher__epochs=last,
@@ -118,16 +120,15 @@ def decide(
         tests = _tests(planned, task.num_classes, test, drawing, timed=middle)
         if tests <= _TESTS_SHARE * total:
             break
-    networks = planned.evaluate.networks + plan.SEARCHES
-    each = plan.whole_data_step(planned, pilot) * networks
+    each = plan.whole_data_step(planned, pilot)
     planned = put(
         evaluate__full_steps=max(100, int(plan.FULL_DATA_SHARE * total / each)),
     )
     # A look trains networks on fresh images, as long as a teacher where the
     # least number of looks, and the score at the end, fit into their share.
     images = gan_run.images_of_a_look(planned, task)
-    epoch = pilot.seconds + images * drawing
-    epoch *= plan.in_turns(planned.evaluate.look_networks)
+    networks = planned.evaluate.look_networks
+    epoch = pace.of(networks) + networks * images * drawing
     share = _LOOKS_SHARE * total
     longest = max(1, int(share / (_LOOKS[0] + 1) / epoch))
     if longest < stored:
@@ -137,7 +138,7 @@ def decide(
     planned = put(gan__looks=gan_looks)
     seconds = {
         "plan": 0.0,
-        "teachers": planned.teacher.count * stored * pilot.seconds,
+        "teachers": stored * pace.of(planned.teacher.count),
         # Its quality at the end is one more.
         "looks of pre-training": (planned.gan.looks + 1) * look + test.compile,
         "tests": tests + 2 * test.compile,
@@ -233,25 +234,28 @@ def _tests(settings, k, test, drawing, *, timed: int) -> float:
     """Seconds of all rows of eval.json but that of the whole data; of so many
     images per class an epoch was timed."""
     part, middle = settings.evaluate, settings.d2m.middle_ipc
-    of_one = test.per_epoch / (timed * k)  # an image, once
-    per_network = 0.0
-    epochs = settings.d2m.epochs_of
+
+    def row(networks, images, count):
+        """Trained for so many epochs of so many images, and tested."""
+        epoch = test.per_epoch.of(networks) * images / (timed * k)
+        return test.constant.of(networks) + count * epoch
+
+    seconds = 0.0
+    networks, epochs = part.networks, settings.d2m.epochs_of
     for ipc, count in epochs.items():
-        row = test.constant + count * ipc * k * of_one
-        made = ipc * k * drawing
+        made = networks * ipc * k * drawing
         # Drawn and chosen, of both sides; random real images, and picks.
         ways = 1 if settings.d2m.choose == "none" else 2
-        per_network += (2 * ways + 1 + len(part.baseline_names)) * row
-        per_network += 2 * (ways - 1) * _CANDIDATES * made
-    stream = settings.d2m.stream_ipc * k
-    per_network += 2 * (
-        test.constant + epochs[max(epochs)] * stream * (of_one + drawing)
+        rows = 2 * ways + 1 + len(part.baseline_names)
+        seconds += rows * row(networks, ipc * k, count)
+        seconds += 2 * (ways + (ways - 1) * _CANDIDATES) * made
+    stream, count = settings.d2m.stream_ipc * k, epochs[max(epochs)]
+    seconds += 2 * row(networks, stream, count)
+    seconds += 2 * networks * count * stream * drawing
+    looks = (part.looks + 1) * row(
+        part.look_networks, middle * k, epochs[middle]
     )
-    looks = (part.looks + 1) * plan.in_turns(part.look_networks)
-    each_look = epochs[middle] * middle * k * of_one + test.constant
-    models = len(part.model_names)
-    tested = plan.in_turns(part.networks) * models * per_network
-    return tested + looks * each_look
+    return len(part.model_names) * seconds + looks
 
 
 def _pretraining(settings, task):

@@ -21,6 +21,7 @@ from ddjax.types import Batch, Params, Segment
 from ddjax.unroll import minibatch_indices, sgd_unroll
 
 __all__ = [
+    "Pace",
     "Pilot",
     "TestCost",
     "UpdateCost",
@@ -37,7 +38,26 @@ _HELD_OUT = 1000  # images that a snapshot is scored by, at most
 _PATIENCE = 12  # snapshots without a better score
 _MOST_SNAPSHOTS = 80
 _PACES = 16  # between a student's first rate and its teacher's pace, at most
+_MOST_BESIDE = 20  # teachers that are timed at the same time
 _EPOCHS = 8  # of a network that is trained on distilled images
+
+
+class Pace(NamedTuple):
+    """Seconds of something that networks do one by one or side by side.
+
+    Attributes:
+      alone: of one network alone.
+      beside: how many there are in a turn.
+      turn: of so many at the same time; by default there is one.
+    """
+
+    alone: float
+    beside: int = 1
+    turn: float = 0.0
+
+    def of(self, count: int) -> float:
+        """So many networks, in turns that count as full."""
+        return -(-count // self.beside) * (self.turn or self.alone)
 
 
 class Pilot(NamedTuple):
@@ -46,13 +66,12 @@ class Pilot(NamedTuple):
     Attributes:
       snapshots: params at the start and after every snapshot's steps.
       scores: held-out score of each.
-      seconds: that the steps from one snapshot to the next take, of one of as
-        many teachers as are trained side by side.
+      pace: of the steps from one snapshot to the next.
     """
 
     snapshots: list[Params]
     scores: list[float]
-    seconds: float
+    pace: Pace
 
 
 def fly(
@@ -120,17 +139,20 @@ def fly(
         jax.tree.map(lambda leaf: np.asarray(leaf[0]), params)
         for params in kept
     ]
-    seconds = float(np.median(spent[1:]))
-    beside = parallel.side_by_side()
-    if beside > 1:
-        keys, carry = jax.tree.map(
-            lambda leaf: jnp.concatenate([leaf] * beside), (keys, carry)
-        )
-        for _ in range(2):  # the first may compile
-            since = time.perf_counter()
-            jax.block_until_ready(advance(carry, keys, 0))
-            seconds = (time.perf_counter() - since) / beside
-    return Pilot(snapshots, found, seconds)
+    alone = float(np.median(spent[1:]))
+    beside = parallel.side_by_side(_MOST_BESIDE)
+    if beside == 1:
+        return Pilot(snapshots, found, Pace(alone))
+    turns = []
+    keys, carry = jax.tree.map(
+        lambda leaf: jnp.concatenate([leaf] * beside), (keys, carry)
+    )
+    for _ in range(3):  # the first may compile
+        since = time.perf_counter()
+        jax.block_until_ready(advance(carry, keys, 0))
+        turns.append(time.perf_counter() - since)
+    pace = Pace(alone, beside, min(turns))
+    return Pilot(snapshots, found, pace)
 
 
 def agreement(
@@ -331,59 +353,67 @@ def timed(update: Any, state: Any, batch: Any) -> UpdateCost:
 
 
 class TestCost(NamedTuple):
-    """Of one network on as many images as are to be distilled, among as many
-    as are trained side by side.
+    """Of networks on as many images as are to be distilled.
 
     Attributes:
-      per_epoch: seconds of training.
-      constant: seconds of looking at the test images.
+      per_epoch: of training.
+      constant: of looking at the test images.
       compile: seconds before the first.
     """
 
-    per_epoch: float
-    constant: float
+    per_epoch: Pace
+    constant: Pace
     compile: float
 
-    def seconds(self, epochs: int) -> float:
-        """Trained for so many epochs, and tested."""
-        return self.constant + epochs * self.per_epoch
+    def seconds(self, count: int, epochs: int) -> float:
+        """So many networks, trained for so many epochs, and tested."""
+        return self.constant.of(count) + epochs * self.per_epoch.of(count)
 
 
 def test_cost(settings: Settings, task: prepare.Task) -> TestCost:
-    """Networks side by side, trained and tested, timed."""
-    beside = parallel.side_by_side(settings.evaluate.networks)
+    """One network alone, and some side by side, trained and tested, timed."""
     data = real_images(settings, task)
-    look = _look_cost(task)
     score = scores.held_out(task)
-    spent = []
-    for _ in range(2):  # the first compiles
-        since = time.perf_counter()
-        score(
-            jax.random.key(0),
-            evaluate.stored(data.images, data.labels),
-            recipe=scores.recipe_of(settings.evaluate)._replace(epochs=_EPOCHS),
-            learning_rate=settings.teacher.learning_rate,
-            num_networks=beside,
-        )
-        spent.append((time.perf_counter() - since) / beside)
     held, test = (len(task.splits[i].labels) for i in (1, 2))
-    trained = max(spent[1] - look * held, 0.1 * spent[1])
-    compiling = max(spent[0] - spent[1], 0.0) * beside
-    return TestCost(trained / _EPOCHS, look * test, compiling)
+    beside = parallel.side_by_side(settings.evaluate.networks)
+    compiling, trained, looked = 0.0, {}, {}
+    for count in sorted({1, beside}):
+        look = _look_cost(task, count)
+        spent = []
+        for _ in range(2):  # the first compiles
+            since = time.perf_counter()
+            score(
+                jax.random.key(0),
+                evaluate.stored(data.images, data.labels),
+                recipe=scores.recipe_of(settings.evaluate)._replace(
+                    epochs=_EPOCHS
+                ),
+                learning_rate=settings.teacher.learning_rate,
+                num_networks=count,
+            )
+            spent.append(time.perf_counter() - since)
+        training_alone = max(spent[1] - look * held, 0.1 * spent[1])
+        trained[count] = training_alone / _EPOCHS
+        looked[count] = look * test
+        compiling = max(compiling, spent[0] - spent[1])
+    return TestCost(
+        Pace(trained[1], beside, trained[beside]),
+        Pace(looked[1], beside, looked[beside]),
+        compiling,
+    )
 
 
-def _look_cost(task: prepare.Task) -> float:
-    """Seconds to classify one image."""
+def _look_cost(task: prepare.Task, count: int) -> float:
+    """Seconds in which so many networks classify an image each."""
     params = models.init_params(
         task.module, jax.random.key(0), task.image_shape
     )
-    images, _, left = _some_held_out(task)
+    params = jax.tree.map(lambda leaf: jnp.stack([leaf] * count), params)
+    images, labels, left = _some_held_out(task)
     for _ in range(2):  # the first compiles
         since = time.perf_counter()
-        jax.block_until_ready(
-            training.predict(
-                params, images, module=task.module, preprocessing=left
-            )
+        evaluate.count_right(
+            params, Batch(images, labels), task.module, task.num_classes, left
         )
         seconds = time.perf_counter() - since
     return seconds / len(images)

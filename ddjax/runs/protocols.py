@@ -206,11 +206,12 @@ def generated_scores(
             sample_fn = generated_epoch(
                 found.apply, params, found.preprocessing, ipc_stream
             )
-            result = scores.on_own_data(
+            result = scores.on_shared_data(
                 score,
                 key,
-                lambda key, sample_fn=sample_fn: sample_fn,
+                sample_fn,
                 part.networks,
+                drawn=True,
                 recipe=stream_recipe(settings),
                 **rate,
             )

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddjax import augment, evaluate, metrics, training
+from ddjax import augment, evaluate, metrics, parallel, training
 from ddjax.data import classes
 from ddjax.runs.prepare import Task, as_input
 from ddjax.settings import METRICS, Evaluate, Settings
@@ -36,6 +36,7 @@ __all__ = [
     "line",
     "looked_at",
     "on_own_data",
+    "on_shared_data",
     "print_table",
     "random_real",
     "recipe_of",
@@ -261,18 +262,18 @@ def given_real(
       recipe: of the training.
       sample_fn: of ``evaluate.stored``.
     """
-    return on_own_data(
+    return on_shared_data(
         score,
         jax.random.fold_in(jax.random.key(settings.seed), _RANDOM_REAL),
-        lambda key: sample_fn,
+        sample_fn,
         settings.evaluate.networks,
         recipe=recipe,
         learning_rate=settings.evaluate.real_learning_rate,
     )
 
 
-# Of the training images of networks side by side.
-_SIDE_BY_SIDE_BYTES = 1 << 28
+# Of the training images of networks side by side; they are held some times.
+_SIDE_BY_SIDE_BYTES = 1 << 26
 
 
 def on_own_data(
@@ -287,31 +288,72 @@ def on_own_data(
     Args:
       score: of the network.
       key: network i draws from ``fold_in(key, i)``.
-      sample_fn_of: its key -> what it is trained on.
+      sample_fn_of: its key -> what it is trained on; the arrays alone differ.
       count: of the networks.
       **how: for ``score``.
     """
+
+    def some(networks):
+        keys = [jax.random.fold_in(key, i) for i in networks.tolist()]
+        first = sample_fn_of(keys[0])
+        at_once = _that_fit(first, keys[0])
+        results = []
+        for begin in range(0, len(keys), at_once):
+            now = keys[begin : begin + at_once]
+            samples = [
+                sample_fn_of(own) if begin + i else first
+                for i, own in enumerate(now)
+            ]
+            results.append(_score_of(score, now, samples, how))
+        found = evaluate.joined(results)
+        return found.accuracy, found.recall
+
+    return evaluate.summarise(*parallel.over_processes(some, np.arange(count)))
+
+
+def on_shared_data(
+    score: Score,
+    key: jax.Array,
+    sample_fn: Any,
+    count: int,
+    *,
+    drawn: bool = False,
+    **how: Any,
+) -> evaluate.EvalResult:
+    """The networks of ``on_own_data``, all trained on the same.
+
+    Args:
+      score: of the network.
+      key: network i draws from ``fold_in(key, i)``.
+      sample_fn: what they are trained on.
+      count: of the networks.
+      drawn: whether it makes images anew in every epoch, which each network
+        then holds.
+      **how: for ``score``.
+    """
     keys = [jax.random.fold_in(key, network) for network in range(count)]
-    given = jax.eval_shape(
-        lambda sample_fn, key: sample_fn(key).images,
-        sample_fn_of(keys[0]),
-        keys[0],
+    at_once = _that_fit(sample_fn, keys[0]) if drawn else count
+    return evaluate.joined(
+        [
+            _score_of(score, keys[begin : begin + at_once], sample_fn, how)
+            for begin in range(0, count, at_once)
+        ]
     )
-    size = math.prod(given.shape) * given.dtype.itemsize
-    at_once = max(1, _SIDE_BY_SIDE_BYTES // size)
-    results = []
-    for begin in range(0, count, at_once):
-        some = keys[begin : begin + at_once]
-        samples = [sample_fn_of(key) for key in some]
-        shared = all(sample is samples[0] for sample in samples)
-        result = score(
-            jnp.stack([jax.random.fold_in(key, 0) for key in some]),
-            samples[0] if shared else samples,
-            num_networks=len(some),
-            **how,
-        )
-        results.append(result)
-    return evaluate.joined(results)
+
+
+def _score_of(score, keys, data, how):
+    first = jnp.stack([jax.random.fold_in(key, 0) for key in keys])
+    return score(first, data, num_networks=len(keys), **how)
+
+
+def _that_fit(sample_fn: Any, key: jax.Array) -> int:
+    """How many networks side by side may have such data of their own."""
+    images = jax.eval_shape(
+        lambda sample_fn, key: sample_fn(key).images, sample_fn, key
+    )
+    size = math.prod(images.shape) * images.dtype.itemsize
+    most = parallel.side_by_side()
+    return max(1, min(most, _SIDE_BY_SIDE_BYTES // size))
 
 
 # The table in files and for people -------------------------------------------

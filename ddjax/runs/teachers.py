@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddjax import augment, files, hosts, parallel, training, trajectories
+from ddjax import (
+    augment,
+    files,
+    hosts,
+    models,
+    parallel,
+    training,
+    trajectories,
+)
 from ddjax.data import sources
 from ddjax.runs import loop
 from ddjax.runs.prepare import Task
@@ -135,7 +144,8 @@ def record(
       shaped_by: JSON-able; whatever made these teachers what they are. A
         folder that was shaped by something else is refused.
       at_once: teachers trained side by side; by default what is fastest on
-        this backend and all its devices.
+        this backend and all its devices, as far as their snapshots fit into
+        2 GiB.
 
     Returns:
       Teachers.
@@ -145,7 +155,7 @@ def record(
         teacher is not finite; or a stream's labels and images do not belong
         together.
     """
-    at_once = at_once or parallel.side_by_side()
+    at_once = at_once or _that_fit(module, data, recipe.epochs)
     if not isinstance(data, training.Stream):
         data = Batch(jnp.asarray(data.images), jnp.asarray(data.labels))
     with contextlib.ExitStack() as held:
@@ -179,6 +189,21 @@ def record(
                     recorder.write(group, snapshots)
     hosts.meet()
     return trajectories.Teachers(folder, count)
+
+
+# Of the snapshots of teachers side by side, which memory holds until the last.
+_GROUP_BYTES = 1 << 31
+
+
+def _that_fit(module: Any, data: Any, epochs: int) -> int:
+    """How many teachers to train side by side."""
+    params = jax.eval_shape(
+        lambda key: models.init_params(module, key, data.images.shape[1:]),
+        jax.random.key(0),
+    )
+    size = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    most = _GROUP_BYTES // ((epochs + 1) * size)
+    return max(1, parallel.side_by_side(most))
 
 
 def _train_group(group, keys, data, module, bar, *, preprocessing, **how):

@@ -178,7 +178,7 @@ def train_teachers(
     most = settings.teacher.count
     if decided.exists():
         return json.loads(decided.read_text())
-    group = parallel.networks_at_once() * parallel.device_count()
+    group = parallel.side_by_side()
     count, spent = 0, []
     while count < most and (not spent or clock.left() > spent[-1]):
         count = min(most, count + group)

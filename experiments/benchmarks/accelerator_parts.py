@@ -286,7 +286,7 @@ def teacher_row(scale: Scale, clocks) -> Result | None:
     """Steps a second of teachers side by side, as many as a run trains."""
     steps, batch = scale.teacher
     module = unroll.network(scale.network)
-    networks = parallel.networks_at_once() * parallel.device_count()
+    networks = parallel.side_by_side()
     images, labels = _images(scale, 4 * batch)
     one_hot = np.eye(unroll.CLASSES, dtype=np.float32)[labels]
     data = Batch(jnp.asarray(images), jnp.asarray(one_hot))

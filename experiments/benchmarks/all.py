@@ -45,7 +45,7 @@ PATIENCE = 3600
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, help="default 5; quick: 3")
-    parser.add_argument("--quick", action="store_true", help="four rows")
+    parser.add_argument("--quick", action="store_true", help="five rows")
     parser.add_argument(
         "--rows",
         nargs="+",

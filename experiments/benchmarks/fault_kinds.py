@@ -246,7 +246,7 @@ def _write_look(folder, more):
 
 
 def _read_look(folder):
-    return iadd_run._load_look(folder, 0)._asdict(), False
+    return iadd_run.load_look(folder, 0)._asdict(), False
 
 
 def _write_initial(folder, more):

@@ -5,12 +5,10 @@
         --out=runs/study --field data.size=32 iadd.iterations=150
 
 A seed is a whole run of ``ddjax.distill`` with its own held-out images and
-teachers. The states of all its looks are tested on the test images by the
-same networks; what each rule would have given, by held-out images alone, is
-read off: the best look (the earliest of equals), the latest within one
-standard error of the best, and the last look. What was measured is kept in a
-file per seed, so a study that was stopped goes on. ``--runs`` adds finished
-runs of any set.
+teachers. What each rule selects by held-out images alone is tested on the test
+images by the same networks: the best look (the earliest of equals), the latest
+within one standard error of the best, and the last look. What was measured is
+kept in a file per seed, so a study that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -27,8 +25,8 @@ import launch
 
 import ddjax
 from ddjax import evaluate, files
+from ddjax.runs import cells, prepare, scores, workdir
 from ddjax.runs import iadd as iadd_run
-from ddjax.runs import prepare, scores, workdir
 from ddjax.settings import Settings
 
 RULES = ("best", "latest within an error", "last")
@@ -37,13 +35,12 @@ RULES = ("best", "latest within an error", "last")
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--data", default="", help="what ddjax.distill takes: digits, a path"
+        "--data", required=True, help="what ddjax.distill takes: digits, a path"
     )
     parser.add_argument("--ipc", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--looks", type=int, default=5)
     parser.add_argument("--field", nargs="*", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--runs", nargs="*", type=Path, default=[])
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     sys.exit(launch.refusing(lambda: study(args)))
@@ -51,15 +48,15 @@ def main():
 
 def study(args):
     """Measures what is missing, and prints the table."""
-    what = Path(args.data).stem
-    kept = args.out / f"select-{what}-ipc{args.ipc}"
-    kept.mkdir(parents=True, exist_ok=True)
     fields = {
         "evaluate.looks": args.looks,
         "evaluate.baselines": "",
         "evaluate.full_steps": 100,
     } | dict(map(field_of, args.field))
-    for seed in range(args.seeds) if args.data else ():
+    what = f"select-{Path(args.data).stem}-ipc{args.ipc}"
+    kept = cells.path_of(args.out, what, fields).with_suffix("")
+    kept.mkdir(parents=True, exist_ok=True)
+    for seed in range(args.seeds):
         path = kept / f"{seed}.json"
         if not path.exists():
             run = ddjax.distill(
@@ -71,10 +68,6 @@ def study(args):
                 **fields,
             )
             files.write_json(path, of_run(run.path, args.out))
-    for folder in args.runs:
-        path = kept / f"{folder.name}.json"
-        if not path.exists():
-            files.write_json(path, of_run(folder, args.out))
     report(sorted(kept.glob("*.json")))
 
 
