@@ -42,8 +42,9 @@ __all__ = [
 def networks_at_once() -> int:
     """How many small networks to train side by side on a device.
 
-    On a CPU one a core, up to four, each in a thread: the operations of a small
-    network are too short to be shared out. Under one vmap their convolutions
+    On a CPU one a core, up to four, each in a thread, or one where there are
+    several processes: the operations of a small network are too short to be
+    shared out. Under one vmap their convolutions
     would become grouped ones, eight times slower each. Elsewhere ten, enough to
     fill an accelerator with the literature's ConvNet without holding ten times
     ten activations.
@@ -54,10 +55,12 @@ def networks_at_once() -> int:
     """
     if not _in_a_loop():
         return 10
-    if jax.local_device_count() > 1 or jax.process_count() > 1:
-        return 1  # virtual devices, or processes, that may share the cores
+    if jax.local_device_count() > 1:
+        return 1  # virtual devices, which share the cores
     if os.environ.get(_THREADS):
         return _asked_threads(os.environ[_THREADS])
+    if jax.process_count() > 1:
+        return 1  # they may share the cores
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux

@@ -50,6 +50,7 @@ def make_iadd(parent, name="run<1>", names=("<b>x", "dog & cat")):
         "method": "iadd",
         "model": "convnet",
         "selected_step": 20,
+        "selected_as": "latest of all",
     }
     np.savez(
         workdir / "distilled.npz",

@@ -332,6 +332,8 @@ def test_networks_on_data_of_their_own(where, monkeypatch):
     """Each is what it is alone, and has the key that is given for it."""
     if where != "devices":
         monkeypatch.setattr(parallel, "device_count", lambda: 1)
+    if where == "threads":
+        monkeypatch.setattr(parallel, "networks_at_once", lambda: 2)
     if where == "vmap":
         monkeypatch.setattr(parallel, "_in_a_loop", lambda: False)
     for function in (evaluate._train, evaluate._right):

@@ -394,6 +394,7 @@ def test_the_metric_of_the_selection_is_named(run, nested):
     )
     assert "All training data reaches <strong>96.0 ± 2.5%</strong>" in text
     assert "was selected by its balanced accuracy on held-out" in text
+    assert "images, as the latest of all; the test set" in text
     assert "Balanced accuracy on held-out training images" in text
     assert "Held-out balanced accuracy at 2 looks" in text
     # A result without it: then all figures are accuracies.

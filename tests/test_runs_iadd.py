@@ -245,6 +245,52 @@ def test_the_latest_of_what_held_out_images_cannot_tell_apart(tmp_path):
     assert chosen([0.9, 0.7, 0.7, 0.69], other) == (2, [1, 2, 3])
 
 
+@pytest.mark.parametrize("fit, groups", [(0, [1, 1, 1]), (2, [2, 1]), (9, [3])])
+def test_networks_on_own_data_go_in_groups(fit, groups, monkeypatch):
+    """As many at a time as have room, each with its own key and data."""
+    monkeypatch.setattr(parallel, "device_count", lambda: 1)
+    monkeypatch.setattr(parallel, "networks_at_once", lambda: 4)
+    size = 4 * 6 * 4
+    monkeypatch.setattr(scores, "_STACKED_BYTES", fit * size)
+    monkeypatch.setattr(scores, "_DRAWN_BYTES", fit * size)
+    sizes, made = [], []
+
+    def sample_fn_of(key):
+        made.append(key)
+        images = jax.random.uniform(key, (6, 2, 2, 1))
+        return evaluate.stored(images, jnp.ones((6, 2)))
+
+    def score(keys, data, num_networks):
+        assert len(keys) == num_networks
+        sizes.append(num_networks)
+        each = data if isinstance(data, list) else [data] * num_networks
+        found = [
+            float(jax.random.uniform(key))
+            + 10 * float(sample(key).images.sum())
+            for key, sample in zip(keys, each, strict=True)
+        ]
+        return evaluate.summarise(found, np.ones((num_networks, 2)))
+
+    key = jax.random.key(3)
+    found = scores.on_own_data(score, key, sample_fn_of, 3)
+    assert sizes == groups and len(made) == 3  # none is made twice
+    expected = []
+    for i in range(3):
+        own = jax.random.fold_in(key, i)
+        luck = float(jax.random.uniform(jax.random.fold_in(own, 0)))
+        images = jax.random.uniform(own, (6, 2, 2, 1))
+        expected.append(luck + 10 * float(images.sum()))
+    np.testing.assert_allclose(found.accuracy, expected, rtol=1e-6)
+    # The same networks, on data that all share: drawn anew, or stored.
+    same = sample_fn_of(key)
+    sizes.clear()
+    drawn = scores.on_drawn_data(score, scores.keys_of(key, 3), same)
+    assert sizes == groups
+    shared = scores.on_shared_data(score, key, same, 3)
+    assert sizes == [*groups, 3]
+    np.testing.assert_array_equal(drawn.accuracy, shared.accuracy)
+
+
 def test_preprocessing_is_fitted_on_the_training_images(first, runs):
     run, _ = first
     splits, _ = prepare.load(DIGITS.data, 0, runs[0] / "data")

@@ -241,12 +241,14 @@ def cosines(part, task, pilot):
     )
 
 
-def test_a_pace_counts_turns_as_full():
+def test_a_pace_counts_turns():
     pace = probe.Pace(alone=1.0, beside=4, turn=2.5)
-    assert [pace.of(n) for n in (1, 4, 5, 9)] == [2.5, 2.5, 5.0, 7.5]
+    found = [pace.of(n) for n in (1, 2, 3, 4, 5, 9)]
+    assert found == [1.0, 2.0, 2.5, 2.5, 3.5, 6.0]
+    assert [pace.of(5, at_once) for at_once in (1, 4, 9)] == [5.0, 3.5, 3.5]
     assert [probe.Pace(1.5).of(n) for n in (1, 3)] == [1.5, 4.5]
     cost = probe.TestCost(pace, probe.Pace(0.5, 2, 0.75), 3.0)
-    assert cost.seconds(5, 10) == 3 * 0.75 + 10 * 5.0
+    assert cost.seconds(5, 10) == 2 * 0.75 + 0.5 + 10 * 3.5
 
 
 def test_networks_are_timed_side_by_side(task, monkeypatch):
@@ -260,7 +262,8 @@ def test_networks_are_timed_side_by_side(task, monkeypatch):
     for pace in (pilot.pace, cost.per_epoch, cost.constant):
         assert pace.beside == 2 and pace.alone > 0
         assert pace.of(2) == pace.turn > 0
-        assert pace.of(5) == 3 * pace.turn
+        rest = min(pace.turn, pace.alone)
+        assert pace.of(5) == pytest.approx(2 * pace.turn + rest)
 
 
 def test_agreement_tells_a_way_from_a_random_walk(pilot, task):

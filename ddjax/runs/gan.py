@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ddjax import (
@@ -486,8 +487,10 @@ def classification_accuracy(
       key: decides the networks and their images.
       score: of ``scores.held_out``, or what tests on the test images.
     """
-    return score(
-        key,
+    count = settings.evaluate.look_networks
+    return scores.on_drawn_data(
+        score,
+        jnp.stack([jax.random.fold_in(key, i) for i in range(count)]),
         protocols.generated_epoch(
             apply,
             params,
@@ -496,7 +499,6 @@ def classification_accuracy(
         ),
         recipe=_look_recipe(settings),
         learning_rate=settings.teacher.learning_rate,
-        num_networks=settings.evaluate.look_networks,
     )
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from ddjax import d2m, gan, training
 from ddjax.runs import gan as gan_run
-from ddjax.runs import plan, prepare, probe, protocols
+from ddjax.runs import plan, prepare, probe, protocols, scores
 from ddjax.settings import BASELINES, Settings
 from ddjax.types import InputError, Params
 
@@ -117,7 +117,7 @@ def decide(
             evaluate__look_networks=2,
             evaluate__baselines=",".join(picks),
         )
-        tests = _tests(planned, task.num_classes, test, drawing, timed=middle)
+        tests = _tests(planned, task, test, drawing, timed=middle)
         if tests <= _TESTS_SHARE * total:
             break
     each = plan.whole_data_step(planned, pilot)
@@ -230,14 +230,16 @@ def fitting(
     return _rows(kept)
 
 
-def _tests(settings, k, test, drawing, *, timed: int) -> float:
+def _tests(settings, task, test, drawing, *, timed: int) -> float:
     """Seconds of all rows of eval.json but that of the whole data; of so many
     images per class an epoch was timed."""
     part, middle = settings.evaluate, settings.d2m.middle_ipc
+    k = task.num_classes
 
     def row(networks, images, count):
         """Trained for so many epochs of so many images, and tested."""
-        epoch = test.per_epoch.of(networks) * images / (timed * k)
+        at_once = scores.at_once_of(4 * images * math.prod(task.image_shape))
+        epoch = test.per_epoch.of(networks, at_once) * images / (timed * k)
         return test.constant.of(networks) + count * epoch
 
     seconds = 0.0

@@ -55,9 +55,19 @@ class Pace(NamedTuple):
     beside: int = 1
     turn: float = 0.0
 
-    def of(self, count: int) -> float:
-        """So many networks, in turns that count as full."""
-        return -(-count // self.beside) * (self.turn or self.alone)
+    def of(self, count: int, at_once: int | None = None) -> float:
+        """So many networks.
+
+        Args:
+          count: of them.
+          at_once: how many there may be, where that is fewer than a turn: then
+            they are counted one after another.
+        """
+        if at_once is not None and at_once < self.beside:
+            return count * self.alone
+        full, rest = divmod(count, self.beside)
+        turn = self.turn or self.alone
+        return full * turn + min(turn, rest * self.alone)
 
 
 class Pilot(NamedTuple):
@@ -141,7 +151,8 @@ def fly(
     ]
     alone = float(np.median(spent[1:]))
     beside = parallel.side_by_side(_MOST_BESIDE)
-    if beside == 1:
+    if beside == 1 or isinstance(data, training.Stream):
+        # From files networks go one after another.
         return Pilot(snapshots, found, Pace(alone))
     turns = []
     keys, carry = jax.tree.map(
@@ -151,7 +162,7 @@ def fly(
         since = time.perf_counter()
         jax.block_until_ready(advance(carry, keys, 0))
         turns.append(time.perf_counter() - since)
-    pace = Pace(alone, beside, min(turns))
+    pace = Pace(alone, beside, float(np.median(turns[1:])))
     return Pilot(snapshots, found, pace)
 
 
@@ -392,8 +403,8 @@ def test_cost(settings: Settings, task: prepare.Task) -> TestCost:
                 num_networks=count,
             )
             spent.append(time.perf_counter() - since)
-        training_alone = max(spent[1] - look * held, 0.1 * spent[1])
-        trained[count] = training_alone / _EPOCHS
+        in_training = max(spent[1] - look * held, 0.1 * spent[1])
+        trained[count] = in_training / _EPOCHS
         looked[count] = look * test
         compiling = max(compiling, spent[0] - spent[1])
     return TestCost(

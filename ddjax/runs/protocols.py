@@ -206,12 +206,10 @@ def generated_scores(
             sample_fn = generated_epoch(
                 found.apply, params, found.preprocessing, ipc_stream
             )
-            result = scores.on_shared_data(
+            result = scores.on_drawn_data(
                 score,
-                key,
+                scores.keys_of(key, part.networks),
                 sample_fn,
-                part.networks,
-                drawn=True,
                 recipe=stream_recipe(settings),
                 **rate,
             )

@@ -27,14 +27,17 @@ from ddjax.types import Batch, InputError
 __all__ = [
     "add_gains",
     "as_json",
+    "at_once_of",
     "by_metric",
     "given_real",
     "hardened",
     "held_out",
+    "keys_of",
     "labels_of",
     "latest",
     "line",
     "looked_at",
+    "on_drawn_data",
     "on_own_data",
     "on_shared_data",
     "print_table",
@@ -272,8 +275,9 @@ def given_real(
     )
 
 
-# Of the training images of networks side by side; they are held some times.
-_SIDE_BY_SIDE_BYTES = 1 << 26
+# Of the training images of networks side by side, on each device: stacked data,
+# which are held some times, and what networks draw themselves.
+_STACKED_BYTES, _DRAWN_BYTES = 1 << 26, 1 << 30
 
 
 def on_own_data(
@@ -296,7 +300,7 @@ def on_own_data(
     def some(networks):
         keys = [jax.random.fold_in(key, i) for i in networks.tolist()]
         first = sample_fn_of(keys[0])
-        at_once = _that_fit(first, keys[0])
+        at_once = at_once_of(_bytes_of(first), _STACKED_BYTES)
         results = []
         for begin in range(0, len(keys), at_once):
             now = keys[begin : begin + at_once]
@@ -304,7 +308,8 @@ def on_own_data(
                 sample_fn_of(own) if begin + i else first
                 for i, own in enumerate(now)
             ]
-            results.append(_score_of(score, now, samples, how))
+            own = jnp.stack([jax.random.fold_in(key, 0) for key in now])
+            results.append(score(own, samples, num_networks=len(now), **how))
         found = evaluate.joined(results)
         return found.accuracy, found.recall
 
@@ -316,8 +321,6 @@ def on_shared_data(
     key: jax.Array,
     sample_fn: Any,
     count: int,
-    *,
-    drawn: bool = False,
     **how: Any,
 ) -> evaluate.EvalResult:
     """The networks of ``on_own_data``, all trained on the same.
@@ -325,35 +328,57 @@ def on_shared_data(
     Args:
       score: of the network.
       key: network i draws from ``fold_in(key, i)``.
-      sample_fn: what they are trained on.
+      sample_fn: of ``evaluate.stored``.
       count: of the networks.
-      drawn: whether it makes images anew in every epoch, which each network
-        then holds.
       **how: for ``score``.
     """
+    return score(keys_of(key, count), sample_fn, num_networks=count, **how)
+
+
+def keys_of(key: jax.Array, count: int) -> jax.Array:
+    """[s], of the networks of ``on_own_data``."""
     keys = [jax.random.fold_in(key, network) for network in range(count)]
-    at_once = _that_fit(sample_fn, keys[0]) if drawn else count
+    return jnp.stack([jax.random.fold_in(key, 0) for key in keys])
+
+
+def on_drawn_data(
+    score: Score, keys: jax.Array, sample_fn: Any, **how: Any
+) -> evaluate.EvalResult:
+    """Networks that draw images anew in every epoch, as many as fit at a time.
+
+    Args:
+      score: of the network.
+      keys: [s], of the networks.
+      sample_fn: what they draw from.
+      **how: for ``score``.
+    """
+    at_once = at_once_of(_bytes_of(sample_fn), _DRAWN_BYTES)
     return evaluate.joined(
         [
-            _score_of(score, keys[begin : begin + at_once], sample_fn, how)
-            for begin in range(0, count, at_once)
+            score(some, sample_fn, num_networks=len(some), **how)
+            for some in (
+                keys[begin : begin + at_once]
+                for begin in range(0, len(keys), at_once)
+            )
         ]
     )
 
 
-def _score_of(score, keys, data, how):
-    first = jnp.stack([jax.random.fold_in(key, 0) for key in keys])
-    return score(first, data, num_networks=len(keys), **how)
-
-
-def _that_fit(sample_fn: Any, key: jax.Array) -> int:
-    """How many networks side by side may have such data of their own."""
+def _bytes_of(sample_fn: Any) -> int:
+    """Of an epoch's images."""
     images = jax.eval_shape(
-        lambda sample_fn, key: sample_fn(key).images, sample_fn, key
+        lambda sample_fn, key: sample_fn(key).images,
+        sample_fn,
+        jax.random.key(0),
     )
-    size = math.prod(images.shape) * images.dtype.itemsize
-    most = parallel.side_by_side()
-    return max(1, min(most, _SIDE_BY_SIDE_BYTES // size))
+    return math.prod(images.shape) * images.dtype.itemsize
+
+
+def at_once_of(size: int, room: int = _STACKED_BYTES) -> int:
+    """How many networks train side by side that hold so many bytes each, but
+    one on every device."""
+    devices = parallel.device_count()
+    return max(devices, parallel.side_by_side(devices * room // max(size, 1)))
 
 
 # The table in files and for people -------------------------------------------

@@ -145,7 +145,7 @@ def record(
         folder that was shaped by something else is refused.
       at_once: teachers trained side by side; by default what is fastest on
         this backend and all its devices, as far as their snapshots fit into
-        2 GiB.
+        2 GiB, but one a device.
 
     Returns:
       Teachers.
@@ -196,14 +196,14 @@ _GROUP_BYTES = 1 << 31
 
 
 def _that_fit(module: Any, data: Any, epochs: int) -> int:
-    """How many teachers to train side by side."""
+    """How many teachers to train side by side, one a device at least."""
     params = jax.eval_shape(
         lambda key: models.init_params(module, key, data.images.shape[1:]),
         jax.random.key(0),
     )
     size = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     most = _GROUP_BYTES // ((epochs + 1) * size)
-    return max(1, parallel.side_by_side(most))
+    return max(parallel.device_count(), parallel.side_by_side(most))
 
 
 def _train_group(group, keys, data, module, bar, *, preprocessing, **how):

@@ -54,7 +54,8 @@ def study(args):
         "evaluate.full_steps": 100,
     } | dict(map(field_of, args.field))
     what = f"select-{Path(args.data).stem}-ipc{args.ipc}"
-    kept = cells.path_of(args.out, what, fields).with_suffix("")
+    shaped_by = fields | {"data": args.data}
+    kept = cells.path_of(args.out, what, shaped_by).with_suffix("")
     kept.mkdir(parents=True, exist_ok=True)
     for seed in range(args.seeds):
         path = kept / f"{seed}.json"
