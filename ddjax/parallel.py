@@ -36,6 +36,7 @@ __all__ = [
     "side_by_side",
     "spread",
     "spread_networks",
+    "that_fit",
 ]
 
 
@@ -107,6 +108,16 @@ def side_by_side(count: int | None = None) -> int:
     """
     most = networks_at_once() * device_count()
     return most if count is None else min(most, count)
+
+
+def that_fit(size: int, room: int) -> int:
+    """How many networks to train side by side, at least one on every device.
+
+    Args:
+      size: bytes that each of them holds.
+      room: bytes for all.
+    """
+    return max(device_count(), side_by_side(room // max(size, 1)))
 
 
 def device_count() -> int:

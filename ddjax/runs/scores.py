@@ -308,8 +308,9 @@ def on_own_data(
                 sample_fn_of(own) if begin + i else first
                 for i, own in enumerate(now)
             ]
-            own = jnp.stack([jax.random.fold_in(key, 0) for key in now])
-            results.append(score(own, samples, num_networks=len(now), **how))
+            results.append(
+                score(_own(now), samples, num_networks=len(now), **how)
+            )
         found = evaluate.joined(results)
         return found.accuracy, found.recall
 
@@ -337,7 +338,11 @@ def on_shared_data(
 
 def keys_of(key: jax.Array, count: int) -> jax.Array:
     """[s], of the networks of ``on_own_data``."""
-    keys = [jax.random.fold_in(key, network) for network in range(count)]
+    return _own([jax.random.fold_in(key, network) for network in range(count)])
+
+
+def _own(keys: list[jax.Array]) -> jax.Array:
+    """What networks begin with whose data are drawn from these keys."""
     return jnp.stack([jax.random.fold_in(key, 0) for key in keys])
 
 
@@ -377,8 +382,7 @@ def _bytes_of(sample_fn: Any) -> int:
 def at_once_of(size: int, room: int = _STACKED_BYTES) -> int:
     """How many networks train side by side that hold so many bytes each, but
     one on every device."""
-    devices = parallel.device_count()
-    return max(devices, parallel.side_by_side(devices * room // max(size, 1)))
+    return parallel.that_fit(size, parallel.device_count() * room)
 
 
 # The table in files and for people -------------------------------------------

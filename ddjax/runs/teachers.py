@@ -202,8 +202,7 @@ def _that_fit(module: Any, data: Any, epochs: int) -> int:
         jax.random.key(0),
     )
     size = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-    most = _GROUP_BYTES // ((epochs + 1) * size)
-    return max(parallel.device_count(), parallel.side_by_side(most))
+    return parallel.that_fit((epochs + 1) * size, _GROUP_BYTES)
 
 
 def _train_group(group, keys, data, module, bar, *, preprocessing, **how):
