@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ddjax import files
+from ddjax.data import folders
 from ddjax.types import InputError
 
 __all__ = [
@@ -188,7 +189,9 @@ def of_side(side: int, ipc: int, *, full: bool = False) -> Values:
 
 
 FOLDER_SIDE = 64
-"""Pixels that the images of a folder are brought to."""
+"""Pixels that the images of a folder are brought to, where they have them."""
+
+_LEAST_SIDE = 8
 
 
 def own(what: str, ipc: int, *, full: bool = False) -> Values:
@@ -211,20 +214,22 @@ def own(what: str, ipc: int, *, full: bool = False) -> Values:
         side = _side_of(path)
         where = {"data.source": "npz", "data.data_dir": what}
     elif path.is_dir() or not _NAME.fullmatch(what):
-        side = FOLDER_SIDE
-        where = folder(what)
+        # Enlarging would cost time and show networks nothing more.
+        usual = folders.usual_side(path) or FOLDER_SIDE
+        side = min(FOLDER_SIDE, max(_LEAST_SIDE, usual))
+        where = folder(what, side)
     else:
         side = 8 if what == "digits" else 32
         where = {"data.source": what}
     return of_side(side, ipc, full=full) | where
 
 
-def folder(path: str) -> Values:
-    """A folder of images by class, and the form that they are brought into."""
+def folder(path: str, side: int = FOLDER_SIDE) -> Values:
+    """A folder of images by class, and the side that they are brought to."""
     return {
         "data.source": "folder",
         "data.data_dir": path,
-        "data.size": FOLDER_SIDE,
+        "data.size": side,
     }
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ddjax.data import folders
-from ddjax.data.folders import list_images, list_tiny_imagenet
+from ddjax.data.folders import list_images, list_tiny_imagenet, usual_side
 from ddjax.types import InputError
 
 
@@ -319,6 +320,29 @@ def test_no_permission(tmp_path, monkeypatch):
     monkeypatch.setattr(folders.os, "scandir", refuse)
     with pytest.raises(InputError, match=r"/b cannot .*Permission denied"):
         list_images(tmp_path)
+
+
+def test_the_usual_side_is_the_median_of_the_shorter_ones(tmp_path):
+    for split in "", "train":
+        root = grow(tmp_path / f"set{split}", f"{split}/c/notes.txt")
+        for name, size in {
+            "a/1.png": (40, 28),
+            "a/2.png": (28, 28),
+            "b/1.jpg": (500, 300),
+            "b/2.png": (30, 90),
+            "b/3.gif": (9, 9),
+        }.items():
+            path = root / split / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", size).save(path)
+        (root / split / "a" / "0.png").write_bytes(b"broken")
+        assert usual_side(root) == 28
+
+
+def test_no_usual_side_where_no_image_is_found(tmp_path):
+    assert usual_side(tmp_path / "nowhere") is None
+    assert usual_side(grow(tmp_path, "loose.png")) is None
+    assert usual_side(grow(tmp_path / "two", "train/a/x", "Train/a/x")) is None
 
 
 # --- Tiny ImageNet -----------------------------------------------------------

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from ddjax import presets, settings
 from ddjax.settings import Iadd, Settings
@@ -222,6 +223,19 @@ def test_a_folder_comes_before_a_name(tmp_path, monkeypatch):
     assert presets.own("photos", 1)["data.source"] == "photos"
     (tmp_path / "photos").mkdir()
     assert presets.own("photos", 1)["data.source"] == "folder"
+
+
+@pytest.mark.parametrize(
+    ("side", "kept", "depth"),
+    [(5, 8, 2), (12, 12, 2), (28, 28, 3), (64, 64, 4), (90, 64, 4)],
+)
+def test_small_images_of_a_folder_are_not_enlarged(tmp_path, side, kept, depth):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        Image.new("L", (2 * side, side)).save(tmp_path / name / "0.png")
+    own = presets.own(str(tmp_path), 1)
+    assert own["data.size"] == kept
+    assert Settings.of(own).model.depth == depth
 
 
 def test_npz_files_that_are_none(tmp_path):
