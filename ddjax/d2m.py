@@ -34,10 +34,12 @@ from ddjax.types import ApplyFn, InputError, Params
 __all__ = [
     "D2mState",
     "Group",
+    "Seen",
     "decode",
     "distill_loss",
     "generate",
     "init_state",
+    "published_match",
     "update",
 ]
 
@@ -54,6 +56,25 @@ class Group(NamedTuple):
     network: Params
     images: Any
     labels: Any
+
+
+class Seen(NamedTuple):
+    """What a network makes of a batch of images.
+
+    Attributes:
+      logits: [b k].
+      features: {layer: [b h w c]}.
+    """
+
+    logits: Any
+    features: dict[str, Any]
+
+
+Match = Callable[
+    [Seen, Seen, Any, D2m], tuple[Float[Array, ""], dict[str, Array]]
+]
+"""(of real images, of generated ones, the classes [b] of both, settings) to
+(loss, {name: term}); differentiable in the second."""
 
 
 @flax.struct.dataclass
@@ -181,53 +202,31 @@ def decode(
     return images.reshape(-1, *images.shape[2:])[:count]
 
 
-def distill_loss(
-    gen_params: Params,
-    group: Group,
-    key: Key[Array, ""],
-    *,
-    gen_apply: Callable[..., Any],
-    apply_fn: ApplyFn,
-    preprocessing: Any,
-    settings: D2m,
+def published_match(
+    real: Seen, fake: Seen, labels: Any, settings: D2m
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """D2M's loss of one batch, differentiable in the generator.
+    """D2M's own loss: embedding and prediction matching, weighted.
 
     Args:
-      gen_params: of the generator.
-      group: network, real images and their classes.
-      key: decides noise and augmentation.
-      gen_apply: see ``generate``.
-      apply_fn: (params, images[b h w c]) -> (logits[b k], out).
-      preprocessing: takes pixels to network input.
-      settings: of the run.
+      real: of real images.
+      fake: of generated ones.
+      labels: [b] classes of both.
+      settings: weights, layers, power and temperature.
 
     Returns:
-      (loss, metrics: its unweighted terms).
+      (loss, {"embedding", "prediction"}: its unweighted terms).
     """
-    noise_key, augment_key = jax.random.split(key)
-    fake = generate(gen_apply, gen_params, noise_key, group.labels)
-    ops = parse(settings.augment)
-
-    def seen(pixels):
-        inputs = preprocess.apply(preprocessing, pixels)
-        return apply_fn(group.network, augment(augment_key, inputs, ops))
-
-    real_logits, real_out = seen(group.images)
-    fake_logits, fake_out = seen(fake)
-    labels = jax.nn.one_hot(group.labels, real_logits.shape[-1])
-    last = max(real_out)
-    names = settings.layer_names or tuple(real_out)
+    names = settings.layer_names or tuple(real.features)
     terms = {
         "embedding": losses.embedding_matching_loss(
-            {name: real_out[name] for name in names},
-            {name: fake_out[name] for name in names},
-            labels,
+            {name: real.features[name] for name in names},
+            {name: fake.features[name] for name in names},
+            jax.nn.one_hot(labels, real.logits.shape[-1]),
             power=settings.power,
-            last=last,
+            last=max(real.features),
         ),
         "prediction": losses.prediction_matching_loss(
-            real_logits, fake_logits, temperature=settings.temperature
+            real.logits, fake.logits, temperature=settings.temperature
         ),
     }
     # A term that is left out costs no gradient.
@@ -242,6 +241,43 @@ def distill_loss(
     return loss, terms
 
 
+def distill_loss(
+    gen_params: Params,
+    group: Group,
+    key: Key[Array, ""],
+    *,
+    gen_apply: Callable[..., Any],
+    apply_fn: ApplyFn,
+    preprocessing: Any,
+    settings: D2m,
+    match: Match = published_match,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """D2M's loss of one batch, differentiable in the generator.
+
+    Args:
+      gen_params: of the generator.
+      group: network, real images and their classes.
+      key: decides noise and augmentation.
+      gen_apply: see ``generate``.
+      apply_fn: (params, images[b h w c]) -> (logits[b k], out).
+      preprocessing: takes pixels to network input.
+      settings: of the run.
+      match: compares what the network makes of real and generated images.
+
+    Returns:
+      (loss, {name: term} of ``match``).
+    """
+    noise_key, augment_key = jax.random.split(key)
+    fake = generate(gen_apply, gen_params, noise_key, group.labels)
+    ops = parse(settings.augment)
+
+    def seen(pixels):
+        inputs = preprocess.apply(preprocessing, pixels)
+        return Seen(*apply_fn(group.network, augment(augment_key, inputs, ops)))
+
+    return match(seen(group.images), seen(fake), group.labels, settings)
+
+
 def update(
     state: D2mState,
     groups: Group,
@@ -252,6 +288,8 @@ def update(
     settings: D2m,
     axis_name: str | None = None,
     total: int | None = None,
+    match: Match = published_match,
+    terms: tuple[str, ...] = ("embedding", "prediction"),
 ) -> tuple[D2mState, dict[str, Array]]:
     """One step of Adam on the mean loss of several groups.
 
@@ -269,6 +307,8 @@ def update(
       axis_name: of the enclosing pmap or vmap over devices, or None.
       total: groups of all devices, where these do not divide them evenly; see
         ``parallel.mean_gradient``.
+      match: see ``distill_loss``.
+      terms: the names that it gives beside its loss.
 
     Returns:
       (state after the step, metrics: scalars, the same on every device).
@@ -280,11 +320,12 @@ def update(
             apply_fn=apply_fn,
             preprocessing=preprocessing,
             settings=settings,
+            match=match,
         ),
         state.params,
         groups,
         jax.random.fold_in(state.key, state.step),
-        metrics=("embedding", "prediction"),
+        metrics=terms,
         axis_name=axis_name,
         total=total,
     )

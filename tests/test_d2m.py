@@ -114,6 +114,22 @@ def test_loss_is_the_sum_of_its_terms(gen_params, groups):
     )
 
 
+def test_another_match_is_asked_and_its_terms_told(gen_params, groups):
+    def match(real, fake, labels, settings):
+        assert settings is SETTINGS
+        gap = jnp.mean(jnp.square(fake.logits - real.logits))
+        return 2 * gap, {"gap": gap, "classes": labels.max().astype(float)}
+
+    state = d2m.init_state(jax.random.key(0), gen_params, SETTINGS)
+    after, told = jax.jit(updater(match=match, terms=("gap", "classes")))(
+        state, groups
+    )
+    assert set(told) == {"loss", "gap", "classes", "gradient_norm"}
+    assert told["loss"] == pytest.approx(2 * float(told["gap"]), rel=1e-6)
+    assert told["classes"] == 2
+    assert told["gradient_norm"] > 0 and after.step == 1
+
+
 def test_a_generator_that_repeats_the_real_images_has_no_loss(groups):
     """Siamese: the same augmentation on both sides, or this would not be 0."""
     group = first(groups)

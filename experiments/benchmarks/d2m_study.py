@@ -3,12 +3,15 @@
     python experiments/benchmarks/d2m_study.py --data=digits --out=runs/study
     python experiments/benchmarks/d2m_study.py --data=digits --out=runs/study \
         --variants=ablations
+    python experiments/benchmarks/d2m_study.py --data=digits --out=runs/study \
+        --variants=losses --ipcs=10 --choose=latents
     python experiments/benchmarks/d2m_study.py --data=cifar10 --out=runs/study \
         --data_dir=FOLDER_OF_TFDS
 
 A seed is a whole run on digits: held-out images, teachers, generator and
-distillation; on CIFAR-10, where pre-training takes most of the time, seeds
+distillation; on other data, where pre-training takes most of the time, seeds
 share data, teachers and generator, and differ in distillation and evaluation.
+The losses (``d2m_losses.py``) start from 1,000 updates of pre-training.
 Both sides of a difference have the same noise and the same first parameters,
 their test accuracy is the mean over ``--networks`` networks, and the interval
 is Student's t over seeds. Nothing is selected: the state after the last update
@@ -27,13 +30,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import d2m_losses
 import jax
 import launch
 
 from configs import cifar10, common, tiny
-from ddjax import artifact, d2m, evaluate, files, training
+from ddjax import artifact, checkpoint, d2m, evaluate, files, training
+from ddjax import gan as gan_lib
+from ddjax.runs import choose, gan, loop, prepare, protocols, scores
 from ddjax.runs import d2m as d2m_run
-from ddjax.runs import gan, loop, prepare, protocols, scores
 from ddjax.runs.workdir import Shared
 from ddjax.settings import Settings
 from ddjax.types import InputError
@@ -50,8 +55,19 @@ ABLATIONS = {
     "embedding only": {"d2m.balance": 0.0},
     "prediction only": {"d2m.embedding": 0.0},
 }
-LONGER = {"published, longer pre-training": {"gan.iterations": 1000}}
-VARIANTS = {"main": MAIN, "ablations": ABLATIONS, "longer": LONGER}
+LONG = {"gan.iterations": 1000}
+LONGER = {"published, longer pre-training": LONG}
+LOSSES = {
+    **{f"loss: {name}": LONG for name in d2m_losses.MATCHES},
+    "a quarter of the rate": LONG | {"d2m.rate": 5e-5},
+    "networks of the end": LONG | {"d2m.first_epoch": 15},
+}
+VARIANTS = {
+    "main": MAIN,
+    "ablations": ABLATIONS,
+    "longer": LONGER,
+    "losses": LOSSES,
+}
 # All seeds and variants make as many updates, few enough for a study.
 _CUT = {"gan.iterations": 300, "gan.patience": 0}
 # Of an .npz file, beside what digits have.
@@ -75,7 +91,9 @@ def settings_of(data: str, data_dir: str) -> Settings:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", choices=("digits", "cifar10"), required=True)
+    parser.add_argument(
+        "--data", required=True, help="digits, cifar10 or an .npz file"
+    )
     parser.add_argument("--data_dir", default="")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--variants", choices=VARIANTS, default="main")
@@ -84,6 +102,12 @@ def main():
     parser.add_argument("--networks", type=int, default=3)
     parser.add_argument("--ipcs", default="", help="1,10,50 or fewer")
     parser.add_argument("--stream", action="store_true")
+    parser.add_argument(
+        "--choose",
+        choices=choose.CHOICES,
+        default="random",
+        help="chosen images, too",
+    )
     parser.add_argument("--resnet18", type=int, default=0, metavar="EPOCHS")
     parser.add_argument("--shared", type=Path, default=Path("runs"))
     args = parser.parse_args()
@@ -92,36 +116,49 @@ def main():
 
 def study(args):
     """Measures what is missing, and prints the table."""
-    folder = args.out / args.data
+    folder = args.out / Path(args.data).stem
     folder.mkdir(parents=True, exist_ok=True)
     shared = Shared.below(args.shared)
     for seed in range(args.first_seed, args.first_seed + args.seeds):
+        kept = {}  # what the generators have before distillation
         for name, fields in VARIANTS[args.variants].items():
             settings = settings_of(args.data, args.data_dir).changed(fields)
-            one(settings, args, shared, seed, folder / f"{name} {seed}.json")
+            one(settings, args, shared, seed, folder, name, kept)
     for name in [n for group in VARIANTS.values() for n in group]:
         report(name, sorted(folder.glob(f"{name} [0-9]*.json")))
 
 
-def one(settings, args, shared, seed, path):
+def one(settings, args, shared, seed, folder, variant, kept):
     """One variant of one seed, as far as it has not been measured."""
+    path = folder / f"{variant} {seed}.json"
     rows = json.loads(path.read_text()) if path.exists() else {}
     recipes = protocols.recipes_of(settings)
     own = settings.model.name
     asked = {
-        f"stored/{ipc}/{own}": (ipc, own, recipe)
+        f"stored/{ipc}/{own}": (ipc, own, recipe, "random")
         for ipc, recipe in recipes.items()
         if not args.ipcs or str(ipc) in args.ipcs.split(",")
     }
+    if args.choose != "random":
+        asked |= {
+            f"{row}, {args.choose}": (*what[:3], args.choose)
+            for row, what in asked.items()
+        }
     if args.stream:
         recipe = protocols.stream_recipe(settings)
-        asked[f"stream/{settings.d2m.stream_ipc}/{own}"] = (0, own, recipe)
+        asked[f"stream/{settings.d2m.stream_ipc}/{own}"] = (
+            0,
+            own,
+            recipe,
+            "random",
+        )
     if args.resnet18:
         recipe = recipes[10]._replace(epochs=args.resnet18)
         asked[f"stored/10/resnet18 {args.resnet18} epochs"] = (
             10,
             "resnet18",
             recipe,
+            "random",
         )
     made_by = {
         "config": json.loads(json.dumps(settings.flat())),
@@ -146,9 +183,14 @@ def one(settings, args, shared, seed, path):
     quality = json.loads((pretrained / "quality.json").read_text())
     draw_network = d2m_run.draw_network_of(settings, task, shared.teachers)
     settings = settings.changed({"seed": seed})
-    params = distilled(settings, task, found, draw_network)
+    match = d2m_losses.MATCHES.get(
+        variant.removeprefix("loss: "), d2m.published_match
+    )
+    params = distilled(
+        settings, task, found, draw_network, match, pretrained / "checkpoints"
+    )
     key = jax.random.fold_in(jax.random.key(seed), _EVALUATION)
-    for name, (ipc, model, recipe) in missing.items():
+    for name, (ipc, model, recipe, how_chosen) in missing.items():
         tested = settings.changed({"evaluate.models": model})
         ((_, _, score),) = scores.tests_of(task, tested.evaluate)
         how = {
@@ -158,9 +200,24 @@ def one(settings, args, shared, seed, path):
         networks = 1 if model == "resnet18" else args.networks
         sides = {}
         for side, p in (("before", found.params), ("after", params)):
+            if side == "before" and (settings.gan, name) in kept:
+                sides[side] = kept[settings.gan, name]
+                continue
             if ipc:
+                make_images = protocols.drawn_images
+                if how_chosen != "random":
+                    make_images = d2m_run.chooser(
+                        settings, task, shared.teachers, how_chosen
+                    ).images
                 result = protocols.stored_score(
-                    score, key, found, p, ipc, networks, **how
+                    score,
+                    key,
+                    found,
+                    p,
+                    ipc,
+                    networks,
+                    make_images=make_images,
+                    **how,
                 )
             else:
                 sample_fn = protocols.generated_epoch(
@@ -171,6 +228,7 @@ def one(settings, args, shared, seed, path):
                 )
                 result = score(key, sample_fn, num_networks=networks, **how)
             sides[side] = result.accuracy.tolist()
+        kept[settings.gan, name] = sides["before"]
         rows[name] = sides
         rows["quality"] = quality
         files.write_json(path, rows)
@@ -180,24 +238,44 @@ def one(settings, args, shared, seed, path):
         print(f"{path.stem}: {name} {gain[0]:.1f} -> {gain[1]:.1f}", flush=True)
 
 
-def distilled(settings, task, found, draw_network):
+def distilled(settings, task, found, draw_network, match, checkpoints):
     """The average generator after the last update."""
     key = jax.random.fold_in(jax.random.key(settings.seed), 0)
-    update = functools.partial(
-        d2m.update,
-        gen_apply=found.apply,
-        apply_fn=training.apply_fn_of(task.module),
-        preprocessing=task.preprocessing,
-        settings=settings.d2m,
-    )
-    return loop.run(
-        d2m.init_state(key, found.params, settings.d2m),
+    state = d2m.init_state(key, found.params, settings.d2m)
+    what = {
+        "gen_apply": found.apply,
+        "apply_fn": training.apply_fn_of(task.module),
+        "preprocessing": task.preprocessing,
+    }
+    if match is d2m_losses.adversarial:
+        networks = gan.networks_of(settings.gan, task)
+        begun = gan_lib.init_state(key, *networks, settings.gan)
+        _, trained = checkpoint.Checkpoints(checkpoints).restore(begun)
+        state = d2m_losses.Judged(
+            state,
+            trained.critic,
+            trained.critic_spectral,
+            trained.critic_opt,
+        )
+        update = functools.partial(
+            d2m_losses.update_with_critic,
+            critic=networks[1],
+            settings=settings,
+            **what,
+        )
+    else:
+        update = functools.partial(
+            d2m.update, settings=settings.d2m, match=match, **what
+        )
+    ended = loop.run(
+        state,
         name="d2m",
         last=settings.d2m.iterations,
         draw=d2m_run.Groups(settings.d2m, settings.seed, task, draw_network),
         update=jax.jit(update),
         guard=loop.finite("this variant cannot be measured"),
-    ).average
+    )
+    return getattr(ended, "made", ended).average
 
 
 def report(name, paths):

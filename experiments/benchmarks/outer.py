@@ -192,14 +192,11 @@ def one(settings, task, store):
 
 def report(kept, metric, against):
     """A line for each candidate: means, and differences to one of them."""
-    names = [n for n in CANDIDATES if list(kept.glob(f"{n} [0-9]*.json"))]
-    found = {
-        name: {
-            int(path.stem.rpartition(" ")[2]): json.loads(path.read_text())
-            for path in kept.glob(f"{name} [0-9]*.json")
-        }
-        for name in names
-    }
+    found = {name: {} for name in CANDIDATES}
+    for path in kept.glob("*.json"):
+        name, _, seed = path.stem.rpartition(" ")
+        found[name][int(seed)] = json.loads(path.read_text())
+    found = {name: rows for name, rows in found.items() if rows}
     for where in ("held_out", "test"):
         print(f"{kept.name}, {where}, {metric}")
         for name, rows in found.items():
