@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import d2m_study
 import jax
 import launch
+import paired
 
-from ddjax import artifact, evaluate, files
+from ddjax import artifact, files
 from ddjax.runs import choose, gan, prepare, protocols, scores
 from ddjax.runs import d2m as d2m_run
 from ddjax.runs.workdir import Shared
@@ -113,14 +114,8 @@ def report(found):
         line = f"{way:12} {sum(values) / len(values):5.1f}"
         for beside in (_DRAWN, _REAL):
             if way != beside and len(found) > 1:
-                gain = evaluate.summarise(
-                    [100 * (rows[way] - rows[beside]) for rows in found]
-                )
-                line += (
-                    f"  to {beside} {gain.mean:+.2f} "
-                    f"({gain.mean - gain.ci95:+.2f} .. "
-                    f"{gain.mean + gain.ci95:+.2f})"
-                )
+                gaps = [100 * (rows[way] - rows[beside]) for rows in found]
+                line += f"  to {beside} {paired.told(gaps)}"
         print(f"{line}  {len(found)} seeds")
 
 

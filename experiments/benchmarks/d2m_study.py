@@ -33,9 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import d2m_losses
 import jax
 import launch
+import paired
 
 from configs import cifar10, common, tiny
-from ddjax import artifact, checkpoint, d2m, evaluate, files, training
+from ddjax import artifact, checkpoint, d2m, files, training
 from ddjax import gan as gan_lib
 from ddjax.runs import choose, gan, loop, prepare, protocols, scores
 from ddjax.runs import d2m as d2m_run
@@ -288,11 +289,10 @@ def report(name, paths):
             [100 * sum(pair[side]) / len(pair[side]) for pair in pairs]
             for side in ("before", "after")
         )
-        gain = evaluate.summarise([b - a for a, b in zip(before, after)])
+        gains = [b - a for a, b in zip(before, after)]
         print(
-            f"{name:32} {row:20} {sum(before) / len(pairs):5.1f} -> "
-            f"{sum(after) / len(pairs):5.1f}  gain {gain.mean:+.2f} "
-            f"({gain.mean - gain.ci95:+.2f} .. {gain.mean + gain.ci95:+.2f}), "
+            f"{name:36} {row:28} {sum(before) / len(pairs):5.1f} -> "
+            f"{sum(after) / len(pairs):5.1f}  gain {paired.told(gains)}, "
             f"{len(pairs)} seeds"
         )
 

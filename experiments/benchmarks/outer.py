@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 import launch
+import paired
 
 from configs import cifar10, common, folder, tiny
 from ddjax import evaluate, files, iadd, training
@@ -215,11 +216,7 @@ def report(kept, metric, against):
                 if s in first and name != against
             ]
             if len(pairs) > 1:
-                gain = evaluate.summarise(pairs)
-                line += (
-                    f"  {gain.mean:+.2f} ({gain.mean - gain.ci95:+.2f} .. "
-                    f"{gain.mean + gain.ci95:+.2f})"
-                )
+                line += f"  {paired.told(pairs)}"
             print(line)
 
 

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 import launch
+import paired
 
 import ddjax
 from ddjax import evaluate, files
@@ -117,11 +118,7 @@ def report(paths):
         line = f"{rule:24} {sum(values) / len(values):6.2f}"
         if rule != RULES[0] and len(rows) > 1:
             pairs = [100 * (row[rule] - row[RULES[0]]) for row in rows]
-            gain = evaluate.summarise(pairs)
-            line += (
-                f"  {gain.mean:+.2f} ({gain.mean - gain.ci95:+.2f} .. "
-                f"{gain.mean + gain.ci95:+.2f}), {len(rows)} runs"
-            )
+            line += f"  {paired.told(pairs)}, {len(rows)} runs"
         print(line)
 
 
