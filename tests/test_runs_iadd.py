@@ -251,8 +251,8 @@ def test_networks_on_own_data_go_in_groups(fit, groups, monkeypatch):
     monkeypatch.setattr(parallel, "device_count", lambda: 1)
     monkeypatch.setattr(parallel, "networks_at_once", lambda: 4)
     size = 4 * 6 * 4
-    monkeypatch.setattr(scores, "_STACKED_BYTES", fit * size)
-    monkeypatch.setattr(scores, "_DRAWN_BYTES", fit * size)
+    monkeypatch.setattr(scores, "STACKED_BYTES", fit * size)
+    monkeypatch.setattr(scores, "DRAWN_BYTES", fit * size)
     sizes, made = [], []
 
     def sample_fn_of(key):

@@ -146,10 +146,8 @@ def _check_plan(settings: Settings, plan_only: bool) -> None:
             "minutes= plans teachers, and d2m.networks=random has none: set "
             "gan.iterations and d2m.iterations in place of minutes"
         )
-    if settings.minutes and hosts.count() > 1:
-        raise InputError(
-            "minutes= measures one process: leave out --processes, or minutes"
-        )
+    if settings.minutes:
+        plan.check_one_process()
 
 
 def _planned(settings, folder, task, shared, fixed, plan_only):

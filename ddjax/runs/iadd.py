@@ -97,11 +97,7 @@ def run(
     initial = choose_initial(settings, task)
     asked, decided = settings, None
     if settings.minutes or plan_only:
-        if hosts.count() > 1:
-            raise InputError(
-                "minutes= and --plan measure one process: leave out "
-                "--processes, or minutes"
-            )
+        plan.check_one_process()
         decided = settings.minutes and workdir.planned(settings, folder)
         if decided:
             print("going on by the plan in config.json")

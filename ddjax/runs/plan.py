@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddjax import files, training
+from ddjax import files, hosts, training
 from ddjax.data import sources
 from ddjax.runs import ceiling, cells, prepare, probe, teachers, workdir
 from ddjax.settings import BASELINES, Evaluate, Settings
@@ -36,6 +36,7 @@ __all__ = [
     "SNAPSHOT_STEPS",
     "Plan",
     "check_minutes",
+    "check_one_process",
     "check_room",
     "choosing",
     "decide",
@@ -350,6 +351,15 @@ def choosing(
         return asked.changed(fields)
 
     return put
+
+
+def check_one_process() -> None:
+    """InputError where there are several: what is measured is one."""
+    if hosts.count() > 1:
+        raise InputError(
+            "minutes= and --plan measure one process: leave out --processes, "
+            "or them"
+        )
 
 
 def check_minutes(asked: Settings) -> None:

@@ -236,9 +236,10 @@ def _tests(settings, task, test, drawing, *, timed: int) -> float:
     part, middle = settings.evaluate, settings.d2m.middle_ipc
     k = task.num_classes
 
-    def row(networks, images, count):
+    def row(networks, images, count, room=scores.STACKED_BYTES):
         """Trained for so many epochs of so many images, and tested."""
-        at_once = scores.at_once_of(4 * images * math.prod(task.image_shape))
+        size = 4 * images * math.prod(task.image_shape)
+        at_once = scores.at_once_of(size, room)
         epoch = test.per_epoch.of(networks, at_once) * images / (timed * k)
         return test.constant.of(networks) + count * epoch
 
@@ -252,7 +253,7 @@ def _tests(settings, task, test, drawing, *, timed: int) -> float:
         seconds += rows * row(networks, ipc * k, count)
         seconds += 2 * (ways + (ways - 1) * _CANDIDATES) * made
     stream, count = settings.d2m.stream_ipc * k, epochs[max(epochs)]
-    seconds += 2 * row(networks, stream, count)
+    seconds += 2 * row(networks, stream, count, scores.DRAWN_BYTES)
     seconds += 2 * networks * count * stream * drawing
     looks = (part.looks + 1) * row(
         part.look_networks, middle * k, epochs[middle]

@@ -277,7 +277,7 @@ def given_real(
 
 # Of the training images of networks side by side, on each device: stacked data,
 # which are held some times, and what networks draw themselves.
-_STACKED_BYTES, _DRAWN_BYTES = 1 << 26, 1 << 30
+STACKED_BYTES, DRAWN_BYTES = 1 << 26, 1 << 30
 
 
 def on_own_data(
@@ -300,7 +300,7 @@ def on_own_data(
     def some(networks):
         keys = [jax.random.fold_in(key, i) for i in networks.tolist()]
         first = sample_fn_of(keys[0])
-        at_once = at_once_of(_bytes_of(first), _STACKED_BYTES)
+        at_once = at_once_of(_bytes_of(first), STACKED_BYTES)
         results = []
         for begin in range(0, len(keys), at_once):
             now = keys[begin : begin + at_once]
@@ -357,7 +357,7 @@ def on_drawn_data(
       sample_fn: what they draw from.
       **how: for ``score``.
     """
-    at_once = at_once_of(_bytes_of(sample_fn), _DRAWN_BYTES)
+    at_once = at_once_of(_bytes_of(sample_fn), DRAWN_BYTES)
     return evaluate.joined(
         [
             score(some, sample_fn, num_networks=len(some), **how)
@@ -379,7 +379,7 @@ def _bytes_of(sample_fn: Any) -> int:
     return math.prod(images.shape) * images.dtype.itemsize
 
 
-def at_once_of(size: int, room: int = _STACKED_BYTES) -> int:
+def at_once_of(size: int, room: int = STACKED_BYTES) -> int:
     """How many networks train side by side that hold so many bytes each, but
     one on every device."""
     return parallel.that_fit(size, parallel.device_count() * room)
