@@ -63,11 +63,16 @@ LOSSES = {
     "a quarter of the rate": LONG | {"d2m.rate": 5e-5},
     "networks of the end": LONG | {"d2m.first_epoch": 15},
 }
+PAIRINGS = {
+    f"from a poor generator: {name}": {}
+    for name in ("published", "nearest in logits", "transport in logits")
+}
 VARIANTS = {
     "main": MAIN,
     "ablations": ABLATIONS,
     "longer": LONGER,
     "losses": LOSSES,
+    "pairings": PAIRINGS,
 }
 # All seeds and variants make as many updates, few enough for a study.
 _CUT = {"gan.iterations": 300, "gan.patience": 0}
@@ -98,6 +103,7 @@ def main():
     parser.add_argument("--data_dir", default="")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--variants", choices=VARIANTS, default="main")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--networks", type=int, default=3)
@@ -123,6 +129,8 @@ def study(args):
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         kept = {}  # what the generators have before distillation
         for name, fields in VARIANTS[args.variants].items():
+            if args.only and name not in args.only:
+                continue
             settings = settings_of(args.data, args.data_dir).changed(fields)
             one(settings, args, shared, seed, folder, name, kept)
     for name in [n for group in VARIANTS.values() for n in group]:
@@ -185,7 +193,7 @@ def one(settings, args, shared, seed, folder, variant, kept):
     draw_network = d2m_run.draw_network_of(settings, task, shared.teachers)
     settings = settings.changed({"seed": seed})
     match = d2m_losses.MATCHES.get(
-        variant.removeprefix("loss: "), d2m.published_match
+        variant.partition(": ")[2], d2m.published_match
     )
     params = distilled(
         settings, task, found, draw_network, match, pretrained / "checkpoints"
