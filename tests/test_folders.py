@@ -336,6 +336,7 @@ def test_the_usual_side_is_the_median_of_the_shorter_ones(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", size).save(path)
         (root / split / "a" / "0.png").write_bytes(b"broken")
+        os.mkfifo(root / split / "a" / "00.png")
         assert usual_side(root) == 28
 
 

@@ -141,7 +141,11 @@ def usual_side(folder: Path) -> int | None:
         sides = []
         for name in names[:: 1 + len(names) // _CLASSES_SEEN]:
             found = _entries(folder, _join(where, name))
-            images = sorted(e.path for e in found if _is_image(e.name))
+            images = sorted(
+                entry.path
+                for entry in found
+                if _is_image(entry.name) and entry.is_file()  # and no pipe
+            )
             for image in images[:_IMAGES_SEEN]:
                 with contextlib.suppress(decode.Unreadable):
                     sides.append(min(decode.header(Path(image))[:2]))
