@@ -99,6 +99,10 @@ def distill(
             side = max(arrays["train_images"].shape[1:3])
             values = presets.of_side(side, 1 if ipc is None else ipc)
             values |= {"data.source": "npz", "data.data_dir": what}
+        # As behind the colon of configs/folder.py: no field of the user's own.
+        minutes = {
+            name: fields.pop(name) for name in ("minutes",) if name in fields
+        }
         given = tuple(fields)
         if ipc is not None:
             if "iadd.ipc" in fields:
@@ -106,8 +110,10 @@ def distill(
             if method == "d2m":
                 epochs = str(values["evaluate.epochs"])
                 fields = {"d2m.ipcs": str(ipc), "d2m.epochs": epochs} | fields
-        settings = Settings.of(values | fields)
+        settings = Settings.of(values | fields | minutes)
         suffix = "" if ipc is None else f",ipc={ipc}"
+        if minutes:
+            suffix += f",minutes={settings.minutes:g}"
         if arrays is None:
             name = name_of(method, "folder", what + suffix)
         else:

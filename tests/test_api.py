@@ -348,14 +348,20 @@ def test_nothing_to_open(tmp_path):
 def test_minutes_leave_alone_what_is_given(monkeypatch, tmp_path):
     found = {}
     monkeypatch.setitem(
-        api._METHODS, "iadd", lambda *args, **how: found.update(how)
+        api._METHODS,
+        "iadd",
+        lambda *args, **how: found.update(how, command=args[3]),
     )
     monkeypatch.setattr(api, "load", lambda folder: folder)
-    api.distill("digits", minutes=3, root=tmp_path, **{"model.width": 8})
-    assert set(found["fixed"]) == {"minutes", "model.width"}
+    fields = {"minutes": 3, "model.width": 8}
+    folder = api.distill("digits", ipc=2, root=tmp_path, **fields)
+    # As the command has it.
+    assert folder.name == "iadd-folder-digits-ipc-2-minutes-3"
+    assert "folder.py:digits,ipc=2,minutes=3 " in found["command"]
+    assert found["fixed"] == ("model.width",)
     monkeypatch.setitem(
         api._METHODS, "d2m", lambda *args, **how: found.update(how)
     )
     # How long tests are is not the user's word, but ipc's.
     api.distill("digits", ipc=3, method="d2m", minutes=3, root=tmp_path)
-    assert found["fixed"] == ("minutes",)
+    assert found["fixed"] == ()

@@ -65,6 +65,14 @@ def test_the_bound_is_kept_and_told(most, lengths, chosen, cut):
     assert found == (chosen, RATE, cut)
 
 
+def test_too_few_held_out_images_take_the_longest_training():
+    found, tried = search(lambda *_: 0.3, most=85, error=0.1)
+    assert [epochs for epochs, _ in tried[3:]] == [20, 40, 80, 85]
+    assert found == (85, RATE, True)
+    # Without a bound that would have no end.
+    assert search(lambda *_: 0.3, error=0.1)[0] == (20, RATE, False)
+
+
 def test_a_perfect_score_ends_the_search():
     found, _ = search(lambda *_: 1.0, error=0.0)
     assert found == (20, RATE, False)

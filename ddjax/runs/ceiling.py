@@ -38,6 +38,10 @@ FIRST_STEPS = 500
 BATCH = 64
 """Images a step."""
 
+# A standard error beyond which held-out images do not tell whether to go on:
+# that of 20 images is a tenth, and stopped trainings that had hardly begun.
+_TELLING = 0.03
+
 
 class Length(NamedTuple):
     """How long a network is trained on the whole data.
@@ -65,7 +69,8 @@ def choose(
     then doubled until the score rises by no more than its standard error. Of
     the last two the longer is taken, unless it is worse by more than that: a
     few held-out images tell small gains from none badly, and a ceiling that
-    errs should err upwards.
+    errs should err upwards. Where there are so few that they tell nothing, the
+    longest is taken.
 
     Args:
       score: (epochs, rate) -> (score on held-out images, its standard error).
@@ -80,7 +85,7 @@ def choose(
         shorter, before, noise = length, last, error
         length = 2 * length if most is None else min(2 * length, most)
         last, error = score(length, rate)
-        if last - before <= noise:
+        if last - before <= noise and (most is None or noise <= _TELLING):
             worse = before - last > noise
             return Length(shorter if worse else length, rate, cut=False)
     return Length(length, rate, cut=True)

@@ -75,7 +75,7 @@ _MOST_UPDATES, _FEW_UPDATES, _LEAST_UPDATES = 2000, 100, 20
 _LENGTHS = ((50, 400), (30, 200), (20, 200), (10, 1))
 _LEAST_WIDTH = 16
 _AS_THEY_ARE = ("npz", "digits")  # sources whose images have no other side
-_LARGE_SIDE = 64  # pixels, from which images may be made smaller
+_LARGE_SIDE = 48  # pixels, from which images may be made smaller
 # Of the minutes. What is left, about half, is for the updates.
 _UPDATES_SHARE = 0.4
 _PILOT_SHARE, _TEACHERS_SHARE, _TESTS_SHARE = 0.07, 0.20, 0.25
