@@ -13,7 +13,6 @@ choice is listed in BUILD_NOTES.md.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -207,16 +206,25 @@ def published_match(
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """D2M's own loss: embedding and prediction matching, weighted.
 
+    With ``settings.pairing`` "nearest" the predictions of each real image are
+    matched by those of the generated one that is nearest to it in its class;
+    published, by one of the class by chance.
+
     Args:
-      real: of real images.
-      fake: of generated ones.
-      labels: [b] classes of both.
+      real: logits [b k] and features {layer: [b h w c]} of real images.
+      fake: the same of generated ones.
+      labels: [b] classes of both, integers.
       settings: weights, layers, power and temperature.
 
     Returns:
       (loss, {"embedding", "prediction"}: its unweighted terms).
     """
     names = settings.layer_names or tuple(real.features)
+    fake_logits = fake.logits
+    if settings.pairing == "nearest":
+        fake_logits = fake_logits[
+            losses.nearest_of_class(real.logits, fake_logits, labels)
+        ]
     terms = {
         "embedding": losses.embedding_matching_loss(
             {name: real.features[name] for name in names},
@@ -226,7 +234,7 @@ def published_match(
             last=max(real.features),
         ),
         "prediction": losses.prediction_matching_loss(
-            real.logits, fake.logits, temperature=settings.temperature
+            real.logits, fake_logits, temperature=settings.temperature
         ),
     }
     # A term that is left out costs no gradient.
@@ -312,16 +320,31 @@ def update(
 
     Returns:
       (state after the step, metrics: scalars, the same on every device).
+
+    Raises:
+      InputError: ``match`` gives other terms.
     """
-    grads, metrics = parallel.mean_gradient(
-        functools.partial(
-            distill_loss,
+
+    def loss_fn(params, group, key):
+        loss, found = distill_loss(
+            params,
+            group,
+            key,
             gen_apply=gen_apply,
             apply_fn=apply_fn,
             preprocessing=preprocessing,
             settings=settings,
             match=match,
-        ),
+        )
+        if set(found) != set(terms):
+            raise InputError(
+                f"match tells the terms {sorted(found)}, and not "
+                f"{sorted(terms)}: give update their names, terms=(..)"
+            )
+        return loss, found
+
+    grads, metrics = parallel.mean_gradient(
+        loss_fn,
         state.params,
         groups,
         jax.random.fold_in(state.key, state.step),

@@ -18,6 +18,7 @@ __all__ = [
     "cross_entropy",
     "embedding_matching_loss",
     "iadd_loss",
+    "nearest_of_class",
     "prediction_matching_loss",
 ]
 
@@ -239,6 +240,46 @@ def embedding_matching_loss(
 
     # Sorted, so that rounding does not depend on the dict's order either.
     return sum(term(layer) for layer in sorted(real))
+
+
+def nearest_of_class(
+    real: Float[Array, "b c"], fake: Float[Array, "m c"], labels: Array
+) -> Array:
+    r"""For each real row the generated one of its class that is nearest to it.
+
+    .. math:: \arg\min_{m: y_m = y_b} \lVert r_b - f_m \rVert^2
+
+    One row may be the nearest of several. Matched so, a generator has to come
+    near to every real image, where a pairing by chance asks it for the mean
+    of a class.
+
+    Args:
+      real: [b c], such as a network's logits of real images.
+      fake: [m c], the same of generated ones; m is b.
+      labels: [b] classes of both, integers.
+
+    Returns:
+      [b] rows of ``fake``; no gradient flows through them.
+
+    Raises:
+      AssertionError: the shapes differ.
+
+    >>> real, fake = jnp.array([[0.0], [5.0]]), jnp.array([[4.0], [9.0]])
+    >>> nearest_of_class(real, fake, jnp.array([0, 0])).tolist()
+    [0, 0]
+
+    References:
+      Li and Malik, "Implicit Maximum Likelihood Estimation", 2018, arXiv
+      1809.09087.
+    """
+    chex.assert_equal_shape([real, fake])
+    chex.assert_equal_shape_prefix([real, labels], 1)
+    real, fake = jax.lax.stop_gradient((real, fake))
+    # In full precision: the near ones are what matters.
+    products = jnp.matmul(real, fake.T, precision=jax.lax.Precision.HIGHEST)
+    gaps = jnp.sum(fake**2, axis=1)[None] - 2 * products
+    same = labels[:, None] == labels[None]
+    return jnp.where(same, gaps, jnp.inf).argmin(1)
 
 
 def prediction_matching_loss(

@@ -185,13 +185,14 @@ def of_side(side: int, ipc: int, *, full: bool = False) -> Values:
         rate=1e-2,
     )
     depth = {"model.depth": nearest["model.depth"]}
-    return metric | biggan(64) | row | depth
+    # Of 32 pixels and less BigGAN's shape is the default.
+    return metric | (biggan(64) if side > 32 else {}) | row | depth
 
 
 FOLDER_SIDE = 64
 """Pixels that the images of a folder are brought to, where they have them."""
 
-_LEAST_SIDE = 8
+_LEAST_SIDE = 8  # that of the smallest generator
 
 
 def own(what: str, ipc: int, *, full: bool = False) -> Values:
@@ -203,6 +204,9 @@ def own(what: str, ipc: int, *, full: bool = False) -> Values:
         that name too, which then counts.
       ipc: distilled images per class.
       full: see ``of_side``.
+
+    Of a folder some images are opened, and their usual side is taken where it
+    is below ``FOLDER_SIDE``.
 
     Raises:
       InputError: the file is not there, or no .npz file.

@@ -601,6 +601,12 @@ class D2m(_Part):
     balance: float = _field(
         10.0, "weight of prediction matching; 0: none", _not_negative
     )
+    pairing: str = _field(
+        "chance",
+        "whose predictions a real image's are matched by: of a generated one "
+        "of its class by chance, or of the nearest, for a good generator",
+        _one_of("chance", "nearest"),
+    )
     networks: str = _field(
         "trained",
         "from the teachers' snapshots, or random",

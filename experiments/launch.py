@@ -111,7 +111,7 @@ def main(
             if found.settings.minutes or found.plan:
                 raise InputError(
                     "minutes= and --plan measure one process: leave out "
-                    "--processes, or them"
+                    "--processes, or minutes= and --plan"
                 )
             hosts.connect(*found.processes)
             if not hosts.writes():

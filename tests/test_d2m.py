@@ -114,6 +114,40 @@ def test_loss_is_the_sum_of_its_terms(gen_params, groups):
     )
 
 
+def test_pairing_by_the_nearest(gen_params, groups):
+    """By hand: the published loss of generated images in another order."""
+    rng = np.random.default_rng(3)
+    labels = jnp.array([0, 0, 1, 1, 2, 2])
+    layer = {"block0": jnp.asarray(rng.random((6, 2, 2, 4)), jnp.float32)}
+    real, fake = (
+        d2m.Seen(jnp.asarray(rng.normal(size=(6, 3)), jnp.float32), layer)
+        for _ in range(2)
+    )
+    order = [
+        min(
+            np.flatnonzero(labels == labels[i]),
+            key=lambda j: np.sum((real.logits[i] - fake.logits[j]) ** 2),
+        )
+        for i in range(6)
+    ]
+    assert order != list(range(6))
+    paired = fake._replace(logits=fake.logits[np.array(order)])
+    found, _ = d2m.published_match(
+        real, fake, labels, replace(SETTINGS, pairing="nearest")
+    )
+    wanted, _ = d2m.published_match(real, paired, labels, SETTINGS)
+    assert float(found) == pytest.approx(float(wanted), rel=1e-6)
+    state = d2m.init_state(jax.random.key(0), gen_params, SETTINGS)
+    by_chance, nearest = (
+        jax.jit(updater(replace(SETTINGS, pairing=pairing)))(state, groups)[1]
+        for pairing in ("chance", "nearest")
+    )
+    assert nearest["prediction"] < by_chance["prediction"]
+    assert nearest["embedding"] == pytest.approx(
+        float(by_chance["embedding"]), rel=1e-5
+    )
+
+
 def test_another_match_is_asked_and_its_terms_told(gen_params, groups):
     def match(real, fake, labels, settings):
         assert settings is SETTINGS
@@ -128,6 +162,8 @@ def test_another_match_is_asked_and_its_terms_told(gen_params, groups):
     assert told["loss"] == pytest.approx(2 * float(told["gap"]), rel=1e-6)
     assert told["classes"] == 2
     assert told["gradient_norm"] > 0 and after.step == 1
+    with pytest.raises(InputError, match=r"the terms \['classes', 'gap'\]"):
+        jax.eval_shape(updater(match=match), state, groups)
 
 
 def test_a_generator_that_repeats_the_real_images_has_no_loss(groups):

@@ -337,7 +337,27 @@ def test_the_usual_side_is_the_median_of_the_shorter_ones(tmp_path):
             Image.new("RGB", size).save(path)
         (root / split / "a" / "0.png").write_bytes(b"broken")
         os.mkfifo(root / split / "a" / "00.png")
+        (root / split / "a" / "loop.png").symlink_to("loop.png")
         assert usual_side(root) == 28
+
+
+def test_the_usual_side_of_images_in_deeper_folders(tmp_path):
+    for name in "a", "b":
+        path = tmp_path / name / "deep" / "er" / "0.png"
+        path.parent.mkdir(parents=True)
+        Image.new("L", (30, 20)).save(path)
+    assert usual_side(tmp_path) == 20
+
+
+def test_the_usual_side_opens_few_images(tmp_path):
+    """The first of each class, and of every second or later class only."""
+    for name in range(33):
+        folder = tmp_path / f"{name:02}"
+        folder.mkdir()
+        for number in range(9):
+            side = 40 if number == 8 or name % 2 else 12
+            Image.new("L", (side, side)).save(folder / f"{number}.png")
+    assert usual_side(tmp_path) == 12
 
 
 def test_no_usual_side_where_no_image_is_found(tmp_path):

@@ -236,6 +236,10 @@ def test_small_images_of_a_folder_are_not_enlarged(tmp_path, side, kept, depth):
     own = presets.own(str(tmp_path), 1)
     assert own["data.size"] == kept
     assert Settings.of(own).model.depth == depth
+    for full in (False, True):
+        part = Settings.of(presets.own(str(tmp_path), 1, full=full)).gan
+        # A generator of the next side has features of that side.
+        assert part.attention < 2 * kept
 
 
 def test_npz_files_that_are_none(tmp_path):

@@ -123,10 +123,10 @@ _CLASSES_SEEN, _IMAGES_SEEN = 32, 8
 
 
 def usual_side(folder: Path) -> int | None:
-    """The shorter side, in pixels, that a folder's images have by the median.
+    """The median of the shorter sides of a folder's images, in pixels.
 
-    Of the first images of some classes, so that a large folder takes no longer
-    than a small one; the same images always.
+    Of the first images of some classes by name: few are opened, whatever the
+    folder holds, and always the same.
 
     Args:
       folder: see ``list_images``.
@@ -139,19 +139,35 @@ def usual_side(folder: Path) -> int | None:
         where = _roles(folder, names)["train"]
         names = _children(folder, where)[0] if where else names
         sides = []
-        for name in names[:: 1 + len(names) // _CLASSES_SEEN]:
-            found = _entries(folder, _join(where, name))
-            images = sorted(
-                entry.path
-                for entry in found
-                if _is_image(entry.name) and entry.is_file()  # and no pipe
-            )
-            for image in images[:_IMAGES_SEEN]:
+        for name in names[:: max(1, -(-len(names) // _CLASSES_SEEN))]:
+            for image in _first_images(folder, _join(where, name)):
                 with contextlib.suppress(decode.Unreadable):
-                    sides.append(min(decode.header(Path(image))[:2]))
-    except InputError:
+                    sides.append(min(decode.header(folder / image)[:2]))
+    except (InputError, OSError):
         return None
     return statistics.median_low(sides) if sides else None
+
+
+def _first_images(folder: Path, where: str) -> list[str]:
+    """Some images of a class, at any depth, as ``_images`` would find them."""
+    found: list[str] = []
+    left = [where]
+    while left and len(found) < _IMAGES_SEEN:
+        inside = left.pop(0)
+        entries = sorted(_entries(folder, inside), key=lambda entry: entry.name)
+        paths = [f"{inside}/{entry.name}" for entry in entries]
+        # Not entry.is_file: it raises where a link leads to itself.
+        found += [
+            path
+            for path in paths
+            if _is_image(path) and os.path.isfile(folder / path)
+        ]
+        left += [
+            path
+            for path, entry in zip(paths, entries)
+            if entry.is_dir(follow_symlinks=False)
+        ]
+    return found[:_IMAGES_SEEN]
 
 
 def _is_text(name: str) -> bool:

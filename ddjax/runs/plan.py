@@ -358,7 +358,7 @@ def check_one_process() -> None:
     if hosts.count() > 1:
         raise InputError(
             "minutes= and --plan measure one process: leave out --processes, "
-            "or them"
+            "or minutes= and --plan"
         )
 
 

@@ -180,9 +180,18 @@ def is_complete(settings: Settings, workdir: Path, method: str) -> bool:
         if there[field] != value and field != "data.data_dir"
     ]
     if changed:
+        side = settings.data.source == "folder" and (
+            there["data.size"] != settings.data.size
+        )
         raise InputError(
             f"{workdir} holds a run of another config "
             f"({'; '.join(changed[:3])}): name another --workdir"
+            + (
+                f"; or are the images in {settings.data.data_dir}, whose side "
+                "is taken from them, gone or others now?"
+                if side
+                else ""
+            )
         )
     return (workdir / "report.html").exists()
 

@@ -7,6 +7,7 @@ typical images; these ask for as many kinds of them as there are real ones.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddjax import augment, d2m, gan
+from ddjax import augment, d2m, gan, losses
 from ddjax.d2m import Seen
 from ddjax.data import preprocess
 from ddjax.settings import D2m
@@ -32,16 +33,6 @@ def _squared(a, b):
 
 def _same(labels):
     return labels[:, None] == labels[None]
-
-
-def nearest(real, fake, labels):
-    """[b] for each real row the generated one that is nearest to it.
-
-    Of its class; one may be the nearest of several (Li and Malik, "Implicit
-    Maximum Likelihood Estimation", 2018).
-    """
-    gaps = _squared(*jax.lax.stop_gradient((real, fake)))
-    return jnp.where(_same(labels), gaps, jnp.inf).argmin(1)
 
 
 def transported(real, fake, labels, per_class):
@@ -83,23 +74,17 @@ def _last(real: Seen, fake: Seen):
     return jax.lax.stop_gradient(real_rows), fake_rows
 
 
-def _paired(pair, real, fake, labels, settings):
-    """The published loss, each real image beside the partner of ``pair``."""
-    partners = pair(real.logits, fake.logits, labels)
-    return d2m.published_match(
-        real, fake._replace(logits=fake.logits[partners]), labels, settings
-    )
-
-
 def by_nearest(real: Seen, fake: Seen, labels, settings: D2m):
     """Predictions beside those of the nearest generated image, in logits."""
-    return _paired(nearest, real, fake, labels, settings)
+    settings = dataclasses.replace(settings, pairing="nearest")
+    return d2m.published_match(real, fake, labels, settings)
 
 
 def by_transport(real: Seen, fake: Seen, labels, settings: D2m):
     """Predictions beside those of an image of its own, in logits."""
-    pair = functools.partial(transported, per_class=settings.per_class)
-    return _paired(pair, real, fake, labels, settings)
+    partners = transported(real.logits, fake.logits, labels, settings.per_class)
+    paired = fake._replace(logits=fake.logits[partners])
+    return d2m.published_match(real, paired, labels, settings)
 
 
 def _alone(loss):
@@ -107,22 +92,25 @@ def _alone(loss):
 
 
 def features_by_nearest(real: Seen, fake: Seen, labels, settings: D2m):
-    """Each real image's features and the nearest generated image's."""
+    """Each real image's last features and the nearest generated image's;
+    neither predictions nor inner layers."""
     del settings
     rows, made = _last(real, fake)
-    gaps = rows - made[nearest(rows, made, labels)]
+    gaps = rows - made[losses.nearest_of_class(rows, made, labels)]
     return _alone(jnp.mean(jnp.square(gaps)))
 
 
 def features_by_transport(real: Seen, fake: Seen, labels, settings: D2m):
-    """Each real image's features and those of an image of its own."""
+    """Each real image's last features and those of an image of its own;
+    neither predictions nor inner layers."""
     rows, made = _last(real, fake)
     partners = transported(rows, made, labels, settings.per_class)
     return _alone(jnp.mean(jnp.square(rows - made[partners])))
 
 
 def moments(real: Seen, fake: Seen, labels, settings: D2m):
-    """Mean and covariance of a class's features, in place of its mean alone."""
+    """Mean and covariance of a class's last features; neither predictions nor
+    inner layers."""
     rows = [
         side[jnp.argsort(labels, stable=True)].reshape(
             -1, settings.per_class, side.shape[1]
@@ -160,13 +148,14 @@ def diverse(real: Seen, fake: Seen, labels, settings: D2m):
     """The published loss, near to the real images and far from each other."""
     loss, terms = d2m.published_match(real, fake, labels, settings)
     rows, made = (
-        side / (jnp.linalg.norm(side, axis=1, keepdims=True) + 1e-6)
+        side * jax.lax.rsqrt(jnp.sum(side**2, 1, keepdims=True) + 1e-12)
         for side in _last(real, fake)
     )
     same = _same(labels)
     others = same & ~jnp.eye(len(labels), dtype=bool)
-    to_real = jnp.where(same, made @ rows.T, jnp.inf).min(1)
-    to_made = jnp.where(others, made @ made.T, -jnp.inf).max(1)
+    exact = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    to_real = jnp.where(same, exact(made, rows.T), jnp.inf).min(1)
+    to_made = jnp.where(others, exact(made, made.T), -jnp.inf).max(1)
     return (
         loss
         + _LIKE_REAL * jnp.mean(1 - to_real)
@@ -217,7 +206,10 @@ def update_with_critic(
     preprocessing,
     gen_apply,
 ):
-    """A step of the critic on the batch, as in pre-training, then one of D2M.
+    """A step of the critic on the batch, then one of D2M.
+
+    The critic is asked about images as the network sees them, and learns on
+    the same kind; in pre-training it had an augmentation of its own.
 
     Args:
       state: before both.
@@ -232,7 +224,10 @@ def update_with_critic(
     key = jax.random.fold_in(state.made.key, _CRITIC_KEY)
     keys = jax.random.split(jax.random.fold_in(key, state.made.step), 3)
     fake = d2m.generate(gen_apply, state.made.params, keys[0], labels)
-    ops = augment.parse(settings.gan.augment)
+    ops = augment.parse(settings.d2m.augment)
+
+    def shown(inputs):
+        return 2 * preprocess.invert(preprocessing, inputs) - 1
 
     def judged(params, seen, labels, spectral, mutable=False):
         return critic.apply(
@@ -244,7 +239,9 @@ def update_with_critic(
 
     def loss_of(params):
         seen = [
-            augment.augment(key, 2 * preprocess.to_unit(side) - 1, ops)
+            shown(
+                augment.augment(key, preprocess.apply(preprocessing, side), ops)
+            )
             for key, side in zip(keys[1:], (images, fake))
         ]
         scores, after = judged(
@@ -263,8 +260,7 @@ def update_with_critic(
 
     def apply_beside(network, inputs):
         logits, out = apply_fn(network, inputs)
-        pixels = preprocess.invert(preprocessing, inputs)
-        scores = judged(params, 2 * pixels - 1, labels, spectral)
+        scores = judged(params, shown(inputs), labels, spectral)
         return logits, out | {_CRITIC: scores}
 
     made, metrics = d2m.update(
@@ -278,6 +274,8 @@ def update_with_critic(
     )
     return Judged(made, params, spectral, opt_state), metrics
 
+
+PAIRINGS = ("published", "nearest in logits", "transport in logits")
 
 MATCHES = {
     "published": d2m.published_match,

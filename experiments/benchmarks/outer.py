@@ -196,7 +196,8 @@ def report(kept, metric, against):
     found = {name: {} for name in CANDIDATES}
     for path in kept.glob("*.json"):
         name, _, seed = path.stem.rpartition(" ")
-        found[name][int(seed)] = json.loads(path.read_text())
+        if name in found and seed.isdecimal():
+            found[name][int(seed)] = json.loads(path.read_text())
     found = {name: rows for name, rows in found.items() if rows}
     for where in ("held_out", "test"):
         print(f"{kept.name}, {where}, {metric}")
@@ -215,7 +216,7 @@ def report(kept, metric, against):
                 for s in values
                 if s in first and name != against
             ]
-            if len(pairs) > 1:
+            if pairs:
                 line += f"  {paired.told(pairs)}"
             print(line)
 
