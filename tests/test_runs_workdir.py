@@ -177,6 +177,20 @@ def test_a_field_that_an_older_version_did_not_have_was_at_its_default(
         claim(folder, SETTINGS.changed({"iadd.ipc": 2}))
 
 
+def test_a_folder_whose_images_are_gone_is_named(tmp_path):
+    """Their side is then another, and with it the config."""
+    folder = tmp_path / "run"
+    own = {"data.source": "folder", "data.data_dir": "photos"}
+    claim(folder, Settings.of(own | {"data.size": 28}))
+    (folder / "report.html").touch()
+    with pytest.raises(
+        InputError, match=r"size is 28 there.* images in photos"
+    ):
+        claim(folder, Settings.of(own | {"data.size": 64}))
+    with pytest.raises(InputError, match=r"ipc is 1 there.*another --workdir$"):
+        claim(folder, Settings.of(own | {"data.size": 28, "iadd.ipc": 2}))
+
+
 def test_a_damaged_config_of_a_held_folder_is_told(tmp_path):
     folder = tmp_path / "run"
     claim(folder)
