@@ -183,11 +183,9 @@ def test_a_folder_whose_images_are_gone_is_named(tmp_path):
     own = {"data.source": "folder", "data.data_dir": "photos"}
     claim(folder, Settings.of(own | {"data.size": 28}))
     (folder / "report.html").touch()
-    with pytest.raises(
-        InputError, match=r"size is 28 there.* images in photos"
-    ):
+    with pytest.raises(InputError, match=r"28 there.* images in photos"):
         claim(folder, Settings.of(own | {"data.size": 64}))
-    with pytest.raises(InputError, match=r"ipc is 1 there.*another --workdir$"):
+    with pytest.raises(InputError, match=r"1 there.*another --workdir$"):
         claim(folder, Settings.of(own | {"data.size": 28, "iadd.ipc": 2}))
 
 
