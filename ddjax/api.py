@@ -112,8 +112,8 @@ def distill(
                 fields = {"d2m.ipcs": str(ipc), "d2m.epochs": epochs} | fields
         settings = Settings.of(values | fields | minutes)
         suffix = "" if ipc is None else f",ipc={ipc}"
-        if minutes:
-            suffix += f",minutes={settings.minutes:g}"
+        if settings.minutes:
+            suffix += f",minutes={settings.minutes:.12g}"
         if arrays is None:
             name = name_of(method, "folder", what + suffix)
         else:
