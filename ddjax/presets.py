@@ -198,15 +198,15 @@ _LEAST_SIDE = 8  # that of the smallest generator
 def own(what: str, ipc: int, *, full: bool = False) -> Values:
     """A data set of the user's own, and where it lies.
 
+    Of a folder some images are opened, and their usual side is taken where it
+    is below ``FOLDER_SIDE``.
+
     Args:
       what: the path of an .npz file of arrays or of a folder of images, or
         the name of a source, such as a TFDS name; there may be a folder of
         that name too, which then counts.
       ipc: distilled images per class.
       full: see ``of_side``.
-
-    Of a folder some images are opened, and their usual side is taken where it
-    is below ``FOLDER_SIDE``.
 
     Raises:
       InputError: the file is not there, or no .npz file.

@@ -637,6 +637,11 @@ class D2m(_Part):
             raise InputError(
                 "d2m.embedding and d2m.balance are both 0: nothing is matched"
             )
+        if self.pairing == "nearest" and not self.balance:
+            raise InputError(
+                "d2m.pairing=nearest pairs predictions, which d2m.balance=0 "
+                "leaves out: give one of them"
+            )
         ipcs = numbers(self.ipcs, "d2m.ipcs")
         epochs = numbers(self.epochs, "d2m.epochs")
         if len(set(ipcs)) != len(ipcs):

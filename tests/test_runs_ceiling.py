@@ -7,7 +7,7 @@ import pytest
 from small import IADD
 
 from ddjax import evaluate
-from ddjax.runs import ceiling, prepare, scores
+from ddjax.runs import ceiling, plan, prepare, scores
 from ddjax.settings import Settings
 
 SETTINGS = Settings.of(
@@ -15,7 +15,7 @@ SETTINGS = Settings.of(
 )
 
 
-def search(curve, first=10, most=None, error=0.01):
+def search(curve, first=10, most=None, error=0.01, **how):
     """What is chosen, and what was tried for it."""
     tried = []
 
@@ -23,7 +23,7 @@ def search(curve, first=10, most=None, error=0.01):
         tried.append((epochs, rate))
         return curve(epochs, rate), error
 
-    return ceiling.choose(score, first, most), tried
+    return ceiling.choose(score, first, most, **how), tried
 
 
 RATE = ceiling.RATES[0]
@@ -53,9 +53,9 @@ def test_doubled_until_it_gains_less_than_chance_would():
     "most, lengths, chosen, cut",
     [
         (10, [], 10, True),  # nothing to compare it with
-        (25, [20, 25], 25, True),
+        (25, [25], 25, True),
         (40, [20, 40], 40, True),
-        (85, [20, 40, 80], 80, False),
+        (85, [20, 40, 85], 85, False),
         (80, [20, 40, 80], 80, False),
     ],
 )
@@ -66,11 +66,25 @@ def test_the_bound_is_kept_and_told(most, lengths, chosen, cut):
 
 
 def test_too_few_held_out_images_take_the_longest_training():
-    found, tried = search(lambda *_: 0.3, most=85, error=0.1)
-    assert [epochs for epochs, _ in tried[3:]] == [20, 40, 80, 85]
+    found, tried = search(lambda *_: 0.3, most=85, error=0.0, tells=False)
+    assert [epochs for epochs, _ in tried[3:]] == [20, 40, 85]
     assert found == (85, RATE, True)
     # Without a bound that would have no end.
-    assert search(lambda *_: 0.3, error=0.1)[0] == (20, RATE, False)
+    assert search(lambda *_: 0.3, tells=False)[0] == (20, RATE, False)
+    # By how many there are: observed errors of one image a class are 0.
+    assert ceiling._worst_error(np.arange(10), "balanced_accuracy") > 0.15
+    many = np.repeat(np.arange(10), 10)
+    assert ceiling._worst_error(many, "accuracy") == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("most", [25, 39, 40, 41, 85, 161, 10_001])
+def test_a_search_takes_no_longer_than_plans_allow(most):
+    """Rounded to whole epochs, which the first length is."""
+    first = max(1, most // 4)
+    _, tried = search(lambda epochs, _: epochs, first=first, most=most)
+    assert sum(epochs for epochs, _ in tried) <= plan.SEARCHES * most
+    _, tried = search(lambda epochs, _: epochs, first=min(first, 10), most=most)
+    assert sum(epochs for epochs, _ in tried) <= plan.SEARCHES * most
 
 
 def test_a_perfect_score_ends_the_search():
@@ -142,7 +156,9 @@ def test_a_search_that_is_short_throughout_counts_as_cut(
 ):
     """Even where scores no longer rose: noise hides what few steps gain."""
     monkeypatch.setattr(
-        ceiling, "choose", lambda *_: ceiling.Length(1, 0.03, cut=False)
+        ceiling,
+        "choose",
+        lambda *_, tells: ceiling.Length(1, 0.03, cut=False),
     )
     _, how = full_data(task, tmp_path)
     assert how["cut"]

@@ -177,6 +177,21 @@ def test_a_field_that_an_older_version_did_not_have_was_at_its_default(
         claim(folder, SETTINGS.changed({"iadd.ipc": 2}))
 
 
+def test_a_plan_of_an_older_version_is_found(tmp_path):
+    folder = tmp_path / "run"
+    asked = SETTINGS.changed({"minutes": 3.0})
+    claim(folder, asked, "d2m")
+    path = folder / "config.json"
+    found = files.read_json(path)
+    described = dict(found["config"])
+    del described["d2m.pairing"]
+    found["plan"] = {"asked": described, "fields": {"d2m.iterations": 5}}
+    path.write_text(json.dumps(found))
+    assert workdir.planned(asked, folder) == {"d2m.iterations": 5}
+    other = asked.changed({"d2m.pairing": "nearest"})
+    assert workdir.planned(other, folder) is None
+
+
 def test_a_folder_whose_images_are_gone_is_named(tmp_path):
     """Their side is then another, and with it the config."""
     folder = tmp_path / "run"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import stat
 import statistics
@@ -143,7 +144,7 @@ def usual_side(folder: Path) -> int | None:
             for image in _first_images(folder, _join(where, name)):
                 with contextlib.suppress(decode.Unreadable):
                     sides.append(min(decode.header(folder / image)[:2]))
-    except (InputError, OSError):
+    except InputError:
         return None
     return statistics.median_low(sides) if sides else None
 
@@ -157,17 +158,20 @@ def _first_images(folder: Path, where: str) -> list[str]:
         entries = sorted(_entries(folder, inside), key=lambda entry: entry.name)
         paths = [f"{inside}/{entry.name}" for entry in entries]
         # Not entry.is_file: it raises where a link leads to itself.
-        found += [
-            path
-            for path in paths
-            if _is_image(path) and os.path.isfile(folder / path)
-        ]
+        found += itertools.islice(
+            (
+                path
+                for path in paths
+                if _is_image(path) and os.path.isfile(folder / path)
+            ),
+            _IMAGES_SEEN - len(found),
+        )
         left += [
             path
             for path, entry in zip(paths, entries)
             if entry.is_dir(follow_symlinks=False)
         ]
-    return found[:_IMAGES_SEEN]
+    return found
 
 
 def _is_text(name: str) -> bool:

@@ -38,9 +38,10 @@ FIRST_STEPS = 500
 BATCH = 64
 """Images a step."""
 
-# A standard error beyond which held-out images do not tell whether to go on:
-# that of 20 images is a tenth, and stopped trainings that had hardly begun.
-_TELLING = 0.03
+# A standard error, at the worst accuracy there is, beyond which held-out
+# images do not tell whether to go on: 100 images have so much, and 20 have a
+# tenth and stopped trainings that had hardly begun.
+_TELLING = 0.05
 
 
 class Length(NamedTuple):
@@ -62,6 +63,8 @@ def choose(
     score: Callable[[int, float], tuple[float, float]],
     first: int,
     most: int | None,
+    *,
+    tells: bool = True,
 ) -> Length:
     """The rate and the number of epochs that held-out images ask for.
 
@@ -72,20 +75,25 @@ def choose(
     errs should err upwards. Where there are so few that they tell nothing, the
     longest is taken.
 
+    The last step is of up to four times the length before it, so that the whole
+    search takes no more than 2.25 of the longest trainings (plan.SEARCHES).
+
     Args:
       score: (epochs, rate) -> (score on held-out images, its standard error).
       first: epochs of the shortest training.
       most: epochs of the longest that is allowed, at least ``first``; None
         for no limit.
+      tells: whether the held-out images are enough to stop by; only where there
+        is a limit can they be too few.
     """
     tried = {rate: score(first, rate) for rate in RATES}
     rate = max(RATES, key=lambda rate: tried[rate][0])
     length, (last, error) = first, tried[rate]
     while length != most:
         shorter, before, noise = length, last, error
-        length = 2 * length if most is None else min(2 * length, most)
+        length = 2 * length if most is None or 4 * length <= most else most
         last, error = score(length, rate)
-        if last - before <= noise and (most is None or noise <= _TELLING):
+        if last - before <= noise and (tells or most is None):
             worse = before - last > noise
             return Length(shorter if worse else length, rate, cut=False)
     return Length(length, rate, cut=True)
@@ -136,6 +144,7 @@ def full_data(
         "rates": RATES,
         "first_steps": FIRST_STEPS,
         "most_steps": part.full_steps,
+        "telling": _TELLING,
         "metric": part.metric,
         "class_weights": weights,
         "seed": settings.seed,
@@ -176,7 +185,13 @@ def full_data(
         return found
 
     first, most = _bounds(part, steps_of)
-    length = choose(try_out, first, most)
+    length = choose(
+        try_out,
+        first,
+        most,
+        tells=_worst_error(task.splits.held_out.labels, part.metric)
+        <= _TELLING,
+    )
     result = score(
         jax.random.fold_in(key, _FULL_DATA),
         data,
@@ -208,6 +223,18 @@ def full_data(
             ),
         )
     return result, how
+
+
+def _worst_error(labels: np.ndarray, metric: str) -> float:
+    """The standard error of an accuracy of a half on images of these classes;
+    what was observed may be 0, of one image a class."""
+    numbers = np.bincount(labels)
+    numbers = numbers[numbers > 0]
+    if metric == "accuracy":
+        weights = numbers / numbers.sum()
+    else:
+        weights = np.full(len(numbers), 1 / len(numbers))
+    return float((weights**2 / (4 * numbers)).sum() ** 0.5)
 
 
 def kept(path: Path) -> tuple[evaluate.EvalResult, dict[str, Any]] | None:

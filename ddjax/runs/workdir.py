@@ -211,8 +211,10 @@ def planned(settings: Settings, workdir: Path) -> dict[str, Any] | None:
         return None
     method = "d2m" if "d2m.rate" in plan["asked"] else "iadd"
     asked = described(settings, method)
+    # What an older version did not have yet was at its default.
+    there = described(Settings(), "d2m") | plan["asked"]
     same = all(
-        plan["asked"].get(field) == value
+        there[field] == value
         for field, value in asked.items()
         if field != "data.data_dir"
     )

@@ -225,7 +225,12 @@ def one(settings, base, match, args, shared, seed, path, kept):
         "match": match,
         "networks": args.networks,
     }
-    if rows.get("made_by", made_by) != made_by:
+    # What older files do not name was at its default.
+    before = {"match": match} | rows.get("made_by", made_by)
+    before["config"] = (
+        json.loads(json.dumps(Settings().flat())) | before["config"]
+    )
+    if before != made_by:
         raise InputError(
             f"{path} was measured with other settings: name another --out"
         )

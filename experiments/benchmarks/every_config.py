@@ -239,7 +239,10 @@ def make(config: str, folder: Path) -> Made:
         made = Made((64, 64, 1), 3, {"data.data_dir": str(root)})
     else:
         names = ["cats", "dogs"]
-        parts, shapes = {"": PER_CLASS + 4}, [(90, 70, 3), (40, 60, 3)]
+        parts, shapes = (
+            {"": PER_CLASS + 4},
+            [(90, 70, 3), (40, 60, 3), (66, 80, 3)],
+        )
         made = Made((64, 64, 3), 2, {}, str(root))
     if not root.exists():
         folder_of(root, parts, names, rng, shapes)
