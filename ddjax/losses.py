@@ -247,7 +247,7 @@ def nearest_of_class(
 ) -> Array:
     r"""For each real row the generated one of its class that is nearest to it.
 
-    .. math:: \arg\min_{m: y_m = y_b} \lVert r_b - f_m \rVert^2
+    .. math:: \mathrm{argmin}_{m: y_m = y_b} \lVert r_b - f_m \rVert^2
 
     One row may be the nearest of several. Matched so, a generator has to come
     near to every real image, where a pairing by chance asks it for the mean
