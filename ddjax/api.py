@@ -99,18 +99,16 @@ def distill(
             side = max(arrays["train_images"].shape[1:3])
             values = presets.of_side(side, 1 if ipc is None else ipc)
             values |= {"data.source": "npz", "data.data_dir": what}
-        # As behind the colon of configs/folder.py: no field of the user's own.
-        minutes = {
-            name: fields.pop(name) for name in ("minutes",) if name in fields
-        }
-        given = tuple(fields)
+        # Minutes stand behind the colon of configs/folder.py: they are no field
+        # that a plan has to leave alone.
+        given = tuple(name for name in fields if name != "minutes")
         if ipc is not None:
             if "iadd.ipc" in fields:
                 raise InputError("give either ipc or iadd.ipc, not both")
             if method == "d2m":
                 epochs = str(values["evaluate.epochs"])
                 fields = {"d2m.ipcs": str(ipc), "d2m.epochs": epochs} | fields
-        settings = Settings.of(values | fields | minutes)
+        settings = Settings.of(values | fields)
         suffix = "" if ipc is None else f",ipc={ipc}"
         if settings.minutes:
             suffix += f",minutes={settings.minutes:.12g}"
@@ -125,7 +123,7 @@ def distill(
         command = _command(
             method,
             what + suffix,
-            {field: flat[field] for field in fields},
+            {field: flat[field] for field in fields if field != "minutes"},
             folder,
             shared,
         )

@@ -170,8 +170,7 @@ def is_complete(settings: Settings, workdir: Path, method: str) -> bool:
         raise InputError(
             f"{workdir} holds a run of IADD: name another --workdir"
         )
-    # What an older version did not have yet was at its default.
-    there = described(Settings(), "d2m") | there
+    there = _completed(there)
     changed = [
         f"{field} is {there[field]!r} there and {value!r} here"
         for field, value in described(settings, method).items()
@@ -196,6 +195,11 @@ def is_complete(settings: Settings, workdir: Path, method: str) -> bool:
     return (workdir / "report.html").exists()
 
 
+def _completed(fields: dict[str, Any]) -> dict[str, Any]:
+    """With what an older version did not have yet, which was at its default."""
+    return described(Settings(), "d2m") | fields
+
+
 def planned(settings: Settings, workdir: Path) -> dict[str, Any] | None:
     """The fields that an earlier call with these settings has decided.
 
@@ -211,8 +215,7 @@ def planned(settings: Settings, workdir: Path) -> dict[str, Any] | None:
         return None
     method = "d2m" if "d2m.rate" in plan["asked"] else "iadd"
     asked = described(settings, method)
-    # What an older version did not have yet was at its default.
-    there = described(Settings(), "d2m") | plan["asked"]
+    there = _completed(plan["asked"])
     same = all(
         there[field] == value
         for field, value in asked.items()
