@@ -1,4 +1,4 @@
-"""The whole of ddjax as one call: ``ddjax.distill`` and ``ddjax.load``.
+"""The whole of ddjax as one call: ``ddjax.distill``, ``plan`` and ``load``.
 
 A call makes the run that a command makes, in the same folder, with the same
 bytes: ``ddjax.distill("photos", ipc=10)`` is
@@ -13,7 +13,7 @@ import hashlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -28,7 +28,7 @@ from ddjax.runs.workdir import Shared, name_of, refusals
 from ddjax.settings import D2m, Settings
 from ddjax.types import InputError
 
-__all__ = ["Run", "distill", "load"]
+__all__ = ["Run", "distill", "load", "plan"]
 
 _METHODS = {"iadd": iadd.run, "d2m": d2m.run}
 
@@ -76,11 +76,94 @@ def distill(
       Li et al., Neural Networks 172, 2024 (IADD); Sajedi et al., ECCV 2024
       (D2M).
     """
+    call = _call_of(
+        data, ipc, method, test, class_names, workdir, Path(root), fields
+    )
+    with refusals():
+        call.run()
+    return load(call.folder)
+
+
+def plan(
+    data: Any,
+    *,
+    minutes: int | float,
+    ipc: int | None = None,
+    method: str = "iadd",
+    test: Any = None,
+    class_names: Sequence[str] | None = None,
+    workdir: str | Path | None = None,
+    root: str | Path = "runs",
+    **fields: Any,
+) -> None:
+    """Measures this machine and prints what ``distill(.., minutes=)`` would do.
+
+    The same as a command's ``--plan``; within a day, ``distill`` with the same
+    arguments goes by what was printed.
+
+    Args:
+      data: as of ``distill``, like all arguments that follow.
+      minutes: that the run is to take.
+      ipc: distilled images per class.
+      method: "iadd" or "d2m".
+      test: (images, labels) to test on.
+      class_names: of data given as arrays with integer labels.
+      workdir: the run's folder.
+      root: the parent of runs, and of what they share.
+      **fields: of ``ddjax.settings``, by their dotted names.
+
+    Raises:
+      InputError: with the sentence that the command prints, such as that the
+        minutes are too few.
+    """
+    fields = fields | {"minutes": minutes}
+    call = _call_of(
+        data, ipc, method, test, class_names, workdir, Path(root), fields
+    )
+    with refusals():
+        call.run(plan_only=True)
+
+
+class _Call(NamedTuple):
+    """A run that is asked for.
+
+    Attributes:
+      method: "iadd" or "d2m".
+      settings: of the run.
+      folder: of the run.
+      shared: where data, teachers and generators lie.
+      command: the command that makes the same run.
+      fixed: dotted names that a plan leaves as they are.
+    """
+
+    method: str
+    settings: Settings
+    folder: Path
+    shared: Shared
+    command: str
+    fixed: tuple[str, ...]
+
+    def run(self, plan_only: bool = False) -> None:
+        """Makes it, or prints its plan."""
+        _METHODS[self.method](
+            self.settings,
+            self.folder,
+            self.shared,
+            self.command,
+            fixed=self.fixed if self.settings.minutes else (),
+            plan_only=plan_only,
+        )
+
+
+def _call_of(
+    data, ipc, method, test, class_names, workdir, root, fields
+) -> _Call:
+    """What ``distill`` was asked for, checked; arrays are written to disk."""
     if method not in list(_METHODS):
         raise InputError(
             f"method must be {' or '.join(_METHODS)}, not {method!r}"
         )
-    root = Path(root).expanduser()
+    root = root.expanduser()
     with refusals():
         if isinstance(data, str | Path):
             if test is not None or class_names is not None:
@@ -99,9 +182,6 @@ def distill(
             side = max(arrays["train_images"].shape[1:3])
             values = presets.of_side(side, 1 if ipc is None else ipc)
             values |= {"data.source": "npz", "data.data_dir": what}
-        # Minutes stand behind the colon of configs/folder.py: they are no field
-        # that a plan has to leave alone.
-        given = tuple(name for name in fields if name != "minutes")
         if ipc is not None:
             if "iadd.ipc" in fields:
                 raise InputError("give either ipc or iadd.ipc, not both")
@@ -109,6 +189,9 @@ def distill(
                 epochs = str(values["evaluate.epochs"])
                 fields = {"d2m.ipcs": str(ipc), "d2m.epochs": epochs} | fields
         settings = Settings.of(values | fields)
+        # Minutes stand behind the colon of configs/folder.py: they are no field
+        # that a plan has to leave alone.
+        given = tuple(name for name in fields if name != "minutes")
         suffix = "" if ipc is None else f",ipc={ipc}"
         if settings.minutes:
             suffix += f",minutes={settings.minutes:.12g}"
@@ -123,13 +206,11 @@ def distill(
         command = _command(
             method,
             what + suffix,
-            {field: flat[field] for field in fields if field != "minutes"},
+            {field: flat[field] for field in given},
             folder,
             shared,
         )
-        how = {"fixed": given} if settings.minutes else {}
-        _METHODS[method](settings, folder, shared, command, **how)
-    return load(folder)
+        return _Call(method, settings, folder, shared, command, given)
 
 
 def _command(method, argument, fields, folder, shared) -> str:

@@ -150,6 +150,8 @@ def test_a_run_is_exported_and_verified(run, tmp_path):
     with pytest.raises(InputError, match="no form 'gif'"):
         run.export("gif", tmp_path / "other")
     (verdict,) = run.verify().values()
+    agrees = "agrees" if verdict.agrees else "does not agree"
+    assert repr(verdict).endswith(f"%: {agrees}>")
     assert verdict.same_data
     recorded = run.scores["distilled"]["convnet"]["accuracies"]
     np.testing.assert_array_equal(verdict.recorded.accuracy, recorded)
@@ -184,7 +186,9 @@ def test_calls_and_commands_name_their_folders_alike(
     launch = door("iadd").launch
     found = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(api._METHODS, "iadd", lambda *args: found.append(args))
+    monkeypatch.setitem(
+        api._METHODS, "iadd", lambda *args, **how: found.append(args)
+    )
     monkeypatch.setattr(api, "load", lambda folder: folder)
     config = launch.ROOT / "configs" / "folder.py"
     for ipc, argument in ((None, "my/photos"), (2, "my/photos,ipc=2")):
@@ -231,7 +235,7 @@ def test_what_a_call_asks_for(folder, monkeypatch):
     found = []
     for method in ("iadd", "d2m"):
         monkeypatch.setitem(
-            api._METHODS, method, lambda *args: found.append(args)
+            api._METHODS, method, lambda *args, **how: found.append(args)
         )
     monkeypatch.setattr(api, "load", lambda folder: folder)
     root = folder / "asked"
@@ -360,8 +364,15 @@ def test_minutes_leave_alone_what_is_given(monkeypatch, tmp_path):
     assert "folder.py:digits,ipc=2,minutes=3 " in found["command"]
     assert found["fixed"] == ("model.width",)
     monkeypatch.setitem(
-        api._METHODS, "d2m", lambda *args, **how: found.update(how)
+        api._METHODS,
+        "d2m",
+        lambda *args, **how: found.update(how, settings=args[0]),
     )
-    # How long tests are is not the user's word, but ipc's.
+    # The command names them, too.
     api.distill("digits", ipc=3, method="d2m", minutes=3, root=tmp_path)
-    assert found["fixed"] == ()
+    assert found["fixed"] == ("d2m.ipcs", "d2m.epochs")
+    assert not found["plan_only"]
+    # What is planned is what the same call then makes.
+    asked = dict(found)
+    ddjax.plan("digits", ipc=3, method="d2m", minutes=3, root=tmp_path)
+    assert found == asked | {"plan_only": True}

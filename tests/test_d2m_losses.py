@@ -1,5 +1,7 @@
 """The losses that D2M's is compared with: who is paired with whom."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,10 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from small import ROOT, door
 
-from ddjax import d2m, losses
-from ddjax.settings import D2m
+from ddjax import d2m, gan, losses, models, training
+from ddjax.data import preprocess
+from ddjax.models import biggan
+from ddjax.settings import D2m, Settings
 from ddjax.types import InputError
 
 with pytest.MonkeyPatch.context() as patch:
@@ -121,6 +125,92 @@ def test_generated_images_that_are_one_another_cost_more(batch):
     first = np.asarray([np.flatnonzero(labels == k)[0] for k in labels])
     alike = jax.tree.map(lambda leaf: leaf[first], fake)
     assert more(alike) > more(fake)
+
+
+@pytest.fixture(scope="module")
+def judged():
+    """A generator and its critic, one batch, and an update of both."""
+    form = {"num_classes": 2, "size": 8, "width": 2}
+    made = biggan.Generator(channels=1, noise=4, form=biggan.FOLDED, **form)
+    critic = biggan.Critic(**form)
+    network = models.build("convnet", num_classes=2, width=4, depth=1)
+    settings = Settings(d2m=D2m(augment="crop", rate=1e-3))
+    params = made.init(
+        jax.random.key(0), jnp.zeros((1, 4)), jnp.zeros(1, jnp.int32)
+    )["params"]
+    judge, spectral = biggan.initialise(critic, jax.random.key(1), 1)
+    state = d2m_losses.Judged(
+        d2m.init_state(jax.random.key(2), params, settings.d2m),
+        judge,
+        spectral,
+        gan.adam(settings.gan.critic_rate).init(judge),
+    )
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), np.uint8)
+    group = d2m.Group(
+        models.init_params(network, jax.random.key(3), (8, 8, 1)),
+        jnp.asarray(images),
+        jnp.arange(12) % 2,
+    )
+    groups = jax.tree.map(lambda leaf: leaf[None], group)
+    how = {
+        "gen_apply": biggan.GenApply(made),
+        "apply_fn": training.apply_fn_of(network),
+        "preprocessing": preprocess.Standardiser(
+            jnp.array([0.4]), jnp.array([0.3])
+        ),
+    }
+    alone = functools.partial(d2m.update, settings=settings.d2m, **how)
+    both = functools.partial(
+        d2m_losses.update_with_critic, critic=critic, settings=settings, **how
+    )
+    return state, groups, alone, both, jax.jit(both), critic
+
+
+def test_without_weight_a_critic_changes_nothing(judged, monkeypatch):
+    state, groups, alone, both, step, _ = judged
+    wanted, told = jax.jit(alone)(state.made, groups)
+    moved, _ = step(state, groups)
+    monkeypatch.setattr(d2m_losses, "_CRITIC_WEIGHT", 0.0)
+    found, metrics = jax.jit(lambda *drawn: both(*drawn))(state, groups)
+    close = functools.partial(np.testing.assert_allclose, atol=1e-6)
+    jax.tree.map(close, found.made.params, wanted.params)
+    assert float(metrics["prediction"]) == pytest.approx(
+        float(told["prediction"]), rel=1e-4
+    )
+    gaps = jax.tree.map(
+        lambda ours, theirs: float(jnp.abs(ours - theirs).max()),
+        moved.made.params,
+        wanted.params,
+    )
+    assert max(jax.tree.leaves(gaps)) > 1e-4
+
+
+def test_a_critic_goes_on_learning(judged):
+    begun, groups, _, both, step, critic = judged
+    images, labels = groups.images[0], groups.labels[0]
+
+    def gap(state):
+        """How much more real it finds the real images."""
+        fake = d2m.generate(
+            both.keywords["gen_apply"],
+            state.made.params,
+            jax.random.key(9),
+            labels,
+        )
+        real, made = (
+            critic.apply(
+                {"params": state.params, "spectral": state.spectral},
+                2 * preprocess.to_unit(side) - 1,
+                labels,
+            ).mean()
+            for side in (images, fake)
+        )
+        return float(real - made)
+
+    state = begun
+    for _ in range(20):
+        state, _ = step(state, groups)
+    assert gap(state) > gap(begun) + 0.1
 
 
 def test_the_study_knows_all_losses_and_refuses_the_impossible():

@@ -243,3 +243,17 @@ def test_a_run_that_sigterm_stopped_is_mended_the_same(
 def test_sigterm_without_a_loop_is_heard_at_once(terminated):
     with pytest.raises(loop.Terminated):
         terminated(0)(0)
+
+
+def test_in_a_log_file_a_bar_is_lines(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
+    bar = loop.progress("updates", 10, unit="update")
+    # Both spare a file what it need not have.
+    bar.mininterval = bar.delay = 0
+    bar.set_postfix(loss="0.5000", refresh=False)
+    bar.update(3)
+    bar.update(4)
+    bar.close()
+    *_, last = said = capsys.readouterr().err.splitlines()
+    assert last.startswith("updates: 7 of 10, ") and "loss=0.5000" in last
+    assert len(said) == 2

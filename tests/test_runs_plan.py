@@ -393,6 +393,13 @@ def test_images_are_made_smaller_before_networks_are_too_narrow(
         sides = (64, 64, 1) if "data.size" in fixed else (32, 32, 1)
         assert task.image_shape == sides
         assert found.fields["model.width"] == width
+    # Where a picture has too few pixels to halve them, channels go.
+    for side, smaller in ((48, 24), (47, 47)):
+        sized = asked.changed({"data.size": side})
+        found, task = plan.decide(
+            sized.changed({"minutes": 1.5}), load(sized), (), load
+        )
+        assert task.image_shape == (smaller, smaller, 1)
     # What cannot fit is not measured: sixteen channels at 64 pixels.
     measured = []
 

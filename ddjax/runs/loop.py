@@ -48,19 +48,39 @@ def terminate(signum: int, frame: Any) -> None:
     _terminated = True
 
 
+class _Lines:
+    """Stands for stderr where a bar is written into a file: each of its states
+    is a line, since a carriage return overwrites nothing there."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip("\r\n "):
+            print(line, file=sys.stderr)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def progress(what: str, total: int, *, unit: str, initial: int = 0) -> tqdm:
     """A bar with the time left, in a terminal or in a notebook; in a log file,
     a line now and then."""
     watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    how: dict[str, Any] = {"mininterval": 0.2}
+    if not watched:
+        how = {
+            "mininterval": 30,
+            "file": _Lines(),
+            "bar_format": "{desc}: {n_fmt} of {total_fmt}, {elapsed} gone, "
+            "{remaining} left{postfix}",
+        }
     return tqdm(
         desc=what,
         total=total,
         unit=unit,
         initial=initial,
         leave=False,
-        mininterval=0.2 if watched else 30,
         delay=0.5,  # what is done at once needs none
         disable=not hosts.writes(),
+        **how,
     )
 
 

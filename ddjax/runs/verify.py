@@ -49,6 +49,14 @@ class Verdict(NamedTuple):
         """Whether the recorded mean lies in the interval."""
         return self.low <= self.recorded.mean <= self.high
 
+    def __repr__(self) -> str:
+        recorded, found = (
+            f"{100 * r.mean:.2f} +- {100 * r.ci95:.2f} %"
+            for r in (self.recorded, self.found)
+        )
+        agrees = "agrees" if self.agrees else "does not agree"
+        return f"<recorded {recorded}, now {found}: {agrees}>"
+
 
 def verify(
     found: artifact.Artifact | artifact.GeneratorArtifact,

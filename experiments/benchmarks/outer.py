@@ -4,13 +4,16 @@
     python experiments/benchmarks/outer.py --data=cifar10 --ipc=10 \
         --data_dir=FOLDER_OF_TFDS --out=runs/outer
     python experiments/benchmarks/outer.py --data=folder --ipc=10 \
-        --data_dir=FOLDER_OF_IMAGES --out=runs/outer
+        --data_dir=FOLDER_OF_IMAGES --out=runs/outer \
+        --candidates "by hand, all of it" "own sets' recipe" \
+        --against "by hand, all of it" --field model.width=16 teacher.count=5
 
 A pair shares everything but the optimiser: teachers, initial images, segments,
 batches, augmentation, evaluation networks; whitened and flat ones have
 teachers of their own, who saw whitened images or were led to flat minima.
 SGD's steps are those that were found by hand for the set; the candidates have
-the same numbers on all sets. A run that leaves its bounds counts with the
+the same numbers on all sets. "own sets' recipe" is what ``--data=folder`` has
+by itself, whole. A run that leaves its bounds counts with the
 accuracy of the images it started from, and is marked. The last state of each
 run is scored, by held-out and by test images; settings are to be chosen by the
 first. What was measured is kept in a file per candidate and seed, so a study
@@ -36,15 +39,27 @@ import paired
 from configs import cifar10, common, folder, tiny
 from ddjax import evaluate, files, iadd, training
 from ddjax.data import preprocess
+from ddjax.runs import cells, loop, prepare, scores, teachers
 from ddjax.runs import iadd as iadd_run
-from ddjax.runs import loop, prepare, scores, teachers
 from ddjax.runs.workdir import Shared
 from ddjax.types import InputError
 
 ADAM = {"iadd.optimizer": "adam"}
 FREE = ADAM | {"iadd.final_rate": 0.1, "iadd.clip": 2.0}
+# Before there was one recipe for all sets: SGD from random real images,
+# unbounded, towards teachers who count every image the same.
+HAND = {
+    "iadd.optimizer": "sgd",
+    "iadd.final_rate": 1.0,
+    "iadd.clip": 0.0,
+    "iadd.bound": "none",
+    "iadd.initial": "random",
+    "teacher.class_weights": "none",
+}
 CANDIDATES = {
     "sgd, by hand": {"iadd.optimizer": "sgd"},
+    "by hand, all of it": HAND,
+    "own sets' recipe": {},
     "adam": ADAM,
     "adam, cosine": ADAM | {"iadd.final_rate": 0.1},
     "adam, cosine, clip": FREE,
@@ -85,6 +100,7 @@ def settings_of(args):
         config.iadd.iterations = args.iterations
     if args.preprocess:
         config.data.preprocess = args.preprocess
+    common.change(config, dict(map(paired.field_of, args.field)))
     return common.settings_of(config)
 
 
@@ -100,6 +116,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--iterations", type=int, default=0)
+    parser.add_argument("--field", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument(
         "--candidates", nargs="+", choices=CANDIDATES, default=list(CANDIDATES)
     )
@@ -111,11 +128,11 @@ def main():
 
 def study(args):
     """Measures what is missing, and prints the table."""
-    kind = f"-{args.preprocess}" if args.preprocess else ""
-    kept = args.out / f"{args.data}-ipc{args.ipc}{kind}"
-    kept.mkdir(parents=True, exist_ok=True)
     shared = Shared(args.shared / "teachers", args.shared / "data")
     settings = settings_of(args)
+    what = f"{args.data}-ipc{args.ipc}"
+    kept = cells.path_of(args.out, what, settings.flat()).with_suffix("")
+    kept.mkdir(parents=True, exist_ok=True)
 
     @functools.cache
     def made(data, teacher):

@@ -1,8 +1,10 @@
-"""What the paired studies print of their differences."""
+"""What the paired studies are asked, and what they print."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 from ddjax import evaluate
 
@@ -15,3 +17,12 @@ def told(differences: Sequence[float]) -> str:
         return f"{found.mean:+.2f}"
     low, high = found.mean - found.ci95, found.mean + found.ci95
     return f"{found.mean:+.2f} ({low:+.2f} .. {high:+.2f})"
+
+
+def field_of(text: str) -> tuple[str, Any]:
+    """(name, value) of NAME=VALUE; what is no number is a text."""
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

@@ -53,7 +53,7 @@ def study(args):
         "evaluate.looks": args.looks,
         "evaluate.baselines": "",
         "evaluate.full_steps": 100,
-    } | dict(map(field_of, args.field))
+    } | dict(map(paired.field_of, args.field))
     what = f"select-{Path(args.data).stem}-ipc{args.ipc}"
     shaped_by = fields | {"data": args.data}
     kept = cells.path_of(args.out, what, shaped_by).with_suffix("")
@@ -71,15 +71,6 @@ def study(args):
             )
             files.write_json(path, of_run(run.path, args.out))
     report(sorted(kept.glob("*.json")))
-
-
-def field_of(text):
-    """(name, value) of NAME=VALUE; what is no number is a text."""
-    name, _, value = text.partition("=")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 def of_run(folder, shared):
