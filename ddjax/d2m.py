@@ -38,7 +38,7 @@ __all__ = [
     "distill_loss",
     "generate",
     "init_state",
-    "published_match",
+    "matching_loss",
     "update",
 ]
 
@@ -201,7 +201,7 @@ def decode(
     return images.reshape(-1, *images.shape[2:])[:count]
 
 
-def published_match(
+def matching_loss(
     real: Seen, fake: Seen, labels: Any, settings: D2m
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """D2M's own loss: embedding and prediction matching, weighted.
@@ -258,7 +258,7 @@ def distill_loss(
     apply_fn: ApplyFn,
     preprocessing: Any,
     settings: D2m,
-    match: Match = published_match,
+    match: Match = matching_loss,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """D2M's loss of one batch, differentiable in the generator.
 
@@ -296,7 +296,7 @@ def update(
     settings: D2m,
     axis_name: str | None = None,
     total: int | None = None,
-    match: Match = published_match,
+    match: Match = matching_loss,
     terms: tuple[str, ...] = ("embedding", "prediction"),
 ) -> tuple[D2mState, dict[str, Array]]:
     """One step of Adam on the mean loss of several groups.

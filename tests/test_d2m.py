@@ -132,10 +132,10 @@ def test_pairing_by_the_nearest(gen_params, groups):
     ]
     assert order != list(range(6))
     paired = fake._replace(logits=fake.logits[np.array(order)])
-    found, _ = d2m.published_match(
+    found, _ = d2m.matching_loss(
         real, fake, labels, replace(SETTINGS, pairing="nearest")
     )
-    wanted, _ = d2m.published_match(real, paired, labels, SETTINGS)
+    wanted, _ = d2m.matching_loss(real, paired, labels, SETTINGS)
     assert float(found) == pytest.approx(float(wanted), rel=1e-6)
     state = d2m.init_state(jax.random.key(0), gen_params, SETTINGS)
     by_chance, nearest = (

@@ -100,7 +100,7 @@ def test_predictions_that_are_there_cost_nothing(batch, name):
 
     match = d2m_losses.MATCHES[name]
     assert prediction(match, again) == pytest.approx(0, abs=1e-6)
-    assert prediction(d2m.published_match, again) > 1e-3
+    assert prediction(d2m.matching_loss, again) > 1e-3
     assert prediction(match, fake) > 1e-3
 
 
@@ -119,7 +119,7 @@ def test_generated_images_that_are_one_another_cost_more(batch):
     def more(seen):
         return (
             loss(real, seen, labels, SETTINGS)[0]
-            - d2m.published_match(real, seen, labels, SETTINGS)[0]
+            - d2m.matching_loss(real, seen, labels, SETTINGS)[0]
         )
 
     first = np.asarray([np.flatnonzero(labels == k)[0] for k in labels])

@@ -77,14 +77,14 @@ def _last(real: Seen, fake: Seen):
 def by_nearest(real: Seen, fake: Seen, labels, settings: D2m):
     """Predictions beside those of the nearest generated image, in logits."""
     settings = dataclasses.replace(settings, pairing="nearest")
-    return d2m.published_match(real, fake, labels, settings)
+    return d2m.matching_loss(real, fake, labels, settings)
 
 
 def by_transport(real: Seen, fake: Seen, labels, settings: D2m):
     """Predictions beside those of an image of its own, in logits."""
     partners = transported(real.logits, fake.logits, labels, settings.per_class)
     paired = fake._replace(logits=fake.logits[partners])
-    return d2m.published_match(real, paired, labels, settings)
+    return d2m.matching_loss(real, paired, labels, settings)
 
 
 def _alone(loss):
@@ -141,12 +141,12 @@ def standardised(real: Seen, fake: Seen, labels, settings: D2m):
         # The published loss divides by T.
         return seen._replace(logits=settings.temperature * gap / spread)
 
-    return d2m.published_match(scaled(real), scaled(fake), labels, settings)
+    return d2m.matching_loss(scaled(real), scaled(fake), labels, settings)
 
 
 def diverse(real: Seen, fake: Seen, labels, settings: D2m):
     """The published loss, near to the real images and far from each other."""
-    loss, terms = d2m.published_match(real, fake, labels, settings)
+    loss, terms = d2m.matching_loss(real, fake, labels, settings)
     rows, made = (
         side * jax.lax.rsqrt(jnp.sum(side**2, 1, keepdims=True) + 1e-12)
         for side in _last(real, fake)
@@ -176,7 +176,7 @@ def adversarial(real: Seen, fake: Seen, labels, settings: D2m):
         return features.pop(_CRITIC), seen._replace(features=features)
 
     (_, real), (scores, fake) = without(real), without(fake)
-    loss, terms = d2m.published_match(real, fake, labels, settings)
+    loss, terms = d2m.matching_loss(real, fake, labels, settings)
     return loss + _CRITIC_WEIGHT * gan.generator_loss(scores), terms
 
 
@@ -278,7 +278,7 @@ def update_with_critic(
 PAIRINGS = ("published", "nearest in logits", "transport in logits")
 
 MATCHES = {
-    "published": d2m.published_match,
+    "published": d2m.matching_loss,
     "nearest in logits": by_nearest,
     "transport in logits": by_transport,
     "nearest in features": features_by_nearest,
