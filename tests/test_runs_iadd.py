@@ -117,6 +117,18 @@ def test_all_artefacts_are_there(first):
     )
 
 
+def test_the_same_images_are_trained_on_once(first):
+    """At one a class k-centre's are herding's; none but they stand twice."""
+    run, tested = first
+    table = json.loads((run / "eval.json").read_text())
+    assert table["herding"] == table["k_centre"]
+    most = max(len(images) for images, _ in tested)
+    on_test = [given for images, given in tested if len(images) == most]
+    # Two looks, PNG, begun with, two of random real, herding, class means; all
+    # data.
+    assert on_test.count(10) == 8 and len(on_test) == 9
+
+
 def test_the_table_says_what_distilling_is_worth(first, capsys):
     table = json.loads((first[0] / "eval.json").read_text())
     rows = [table[row]["convnet"] for row in ("distilled", "random_real")]

@@ -12,7 +12,7 @@ from ddjax import artifact, evaluate
 from ddjax.data import preprocess
 from ddjax.runs import matrix, prepare, scores, workdir
 from ddjax.settings import Settings
-from ddjax.types import InputError
+from ddjax.types import Batch, InputError
 
 SETTINGS = Settings.of(
     IADD
@@ -298,3 +298,19 @@ def test_enlarged_where_a_network_asks_for_it(task):
     assert (found.side, type(found.network).__name__) == (28, "LeNet")
     with pytest.raises(InputError, match=r"28 pixels a side.* 20 x 20"):
         task.network("vgg11", 20)
+
+
+def test_picks_that_are_the_same_images_are_trained_on_once():
+    one, other = (
+        Batch(np.full((2, 4, 4, 1), level), np.eye(2)) for level in (0.0, 1.0)
+    )
+    table = {"herding": {"mlp": {"mean": 0.5}}}
+    picks = {"herding": one, "k_centre": Batch(*one), "class_means": other}
+
+    def twin(row, name="mlp"):
+        return matrix._twin(row, name, table, lambda: picks)
+
+    assert twin("k_centre") is table["herding"]["mlp"]
+    assert twin("class_means") is None
+    assert twin("k_centre", "vit") is None
+    assert twin("random_real") is None

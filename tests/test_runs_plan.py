@@ -200,6 +200,31 @@ def test_a_measurement_that_takes_the_minutes_is_given_up(task, monkeypatch):
         plan.decide(asked, task)
 
 
+@pytest.mark.parametrize(
+    ("ipc", "initial", "rows"),
+    [
+        (1, "random", 2 + 2 + 3),
+        (1, "herding", 2 + 2 + 2),
+        (10, "herding", 2 + 2 + 3),
+        (10, "random", 2 + 2 + 4),
+    ],
+)
+def test_the_same_images_are_planned_for_once(ipc, initial, rows):
+    """Two looks, PNG and random real; begun with and three picks."""
+    asked = Settings.of(
+        {
+            "iadd.ipc": ipc,
+            "iadd.initial": initial,
+            "evaluate.looks": 2,
+            "evaluate.look_networks": 1,
+            "evaluate.networks": 5,
+            "evaluate.epochs": 10,
+        }
+    )
+    test = probe.TestCost(probe.Pace(1.0), probe.Pace(0.0), 0.0)
+    assert plan._tests(asked, test) == 10 * (5 * rows + 3)
+
+
 def test_memory_and_disk_are_looked_at(monkeypatch):
     small = plan.Plan(ASKED, {}, {}, 10**6, 10**6)
     plan.check_room(small)

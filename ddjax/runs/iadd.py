@@ -594,15 +594,24 @@ def final_scores(
     rows = (6 + len(picks)) * len(part.model_names)
     bar = loop.progress("test", rows, unit="row")
     for model, module, score in scores.tests_of(task, part):
+        tested: list[tuple[iadd.Distilled, evaluate.EvalResult]] = []
 
-        def on(data, rate=None, score=score):
-            return score(
+        def on(data, rate=None, score=score, tested=tested):
+            if rate is not None:
+                data = iadd.Distilled(data.images, data.labels, rate)
+            # Herded images are what a run begins with, and stand beside it.
+            for other, result in tested:
+                if all(map(np.array_equal, data, other)):
+                    return result
+            result = score(
                 key,
                 evaluate.stored(data.images, data.labels),
                 recipe=recipe,
-                learning_rate=data.learning_rate if rate is None else rate,
+                learning_rate=data.learning_rate,
                 num_networks=part.networks,
             )
+            tested.append((data, result))
+            return result
 
         def add(row, result, model=model, **more):
             table.setdefault(row, {})[model] = scores.as_json(result) | more

@@ -48,7 +48,7 @@ from ddjax.runs import (
     scores,
     workdir,
 )
-from ddjax.settings import Settings
+from ddjax.settings import BASELINES, Settings
 from ddjax.types import Batch, InputError
 
 __all__ = [
@@ -283,6 +283,8 @@ def fill(
                         subject.teachers,
                     )
                     result = scores.as_json(whole) | more
+                elif twin := _twin(row, name, table, pick):
+                    result = twin
                 else:
                     result = filled(subject, module, cell)
                 cells.write(path, result, how)
@@ -292,6 +294,19 @@ def fill(
             bar.update()
     bar.close()
     return table
+
+
+def _twin(row, name, table, pick):
+    """The result of a row that has this one's images, where both are picks: at
+    one a class k-centre's are herding's."""
+    if row not in BASELINES:
+        return None
+    for other in BASELINES:
+        if name in table.get(other, {}) and all(
+            map(np.array_equal, pick()[other], pick()[row])
+        ):
+            return table[other][name]
+    return None
 
 
 def rows_of(

@@ -10,7 +10,6 @@ the plan, kept in config.json, decides every byte of the run.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import os
 import platform
@@ -26,7 +25,7 @@ import numpy as np
 from ddjax import files, hosts, training
 from ddjax.data import sources
 from ddjax.runs import ceiling, cells, prepare, probe, teachers, workdir
-from ddjax.settings import BASELINES, Evaluate, Settings
+from ddjax.settings import BASELINES, Settings
 from ddjax.types import InputError, Params
 
 __all__ = [
@@ -149,10 +148,15 @@ def decide(
         per_step = test.per_epoch.alone * images
         per_step /= asked.iadd.ipc * task.num_classes
         each = 20 * per_step * _UPDATE_COST
-        least = dataclasses.replace(
-            asked.evaluate, looks=looks, look_networks=2, baselines=""
+        least = asked.changed(
+            {
+                "evaluate.looks": looks,
+                "evaluate.look_networks": 2,
+                "evaluate.baselines": "",
+                "evaluate.epochs": epochs,
+            }
         )
-        tests = _tests(least, test, epochs)
+        tests = _tests(least, test)
         excess = max(
             _FEW_UPDATES * each / (_UPDATES_SHARE * total),
             tests / (_TESTS_SHARE * total),
@@ -285,7 +289,7 @@ def _at_width(asked, task, test, fixed, total, begin) -> Plan:
             evaluate__baselines=",".join(picks),
             evaluate__epochs=epochs,
         )
-        tests = _tests(planned.evaluate, test, planned.evaluate.epochs)
+        tests = _tests(planned, test)
         if tests <= _TESTS_SHARE * total:
             break
     each = whole_data_step(planned, pilot)
@@ -416,7 +420,7 @@ def estimate(settings: Settings, task: prepare.Task) -> Plan:
         "plan": time.perf_counter() - begin,
         "teachers": steps * pilot.pace.of(teacher.count) / _ESTIMATE_STEPS,
         "updates": part.iterations * update.seconds + update.compile,
-        "tests": _tests(evaluation, test, evaluation.epochs) + 2 * test.compile,
+        "tests": _tests(settings, test) + 2 * test.compile,
         "full data": whole + 3 * test.compile,
         "start and page": FIXED_SECONDS,
     }
@@ -427,13 +431,18 @@ def estimate(settings: Settings, task: prepare.Task) -> Plan:
 _ESTIMATE_STEPS = 5
 
 
-def _tests(part: Evaluate, test: probe.TestCost, epochs: int) -> float:
-    """Seconds of networks trained on distilled images, or on as many others,
-    for so many epochs."""
+def _tests(settings: Settings, test: probe.TestCost) -> float:
+    """Seconds of networks trained on distilled images, or on as many others;
+    the same images are trained on once, whatever rows they stand in."""
+    part, initial = settings.evaluate, settings.iadd.initial
+    others = {*part.baseline_names, initial}
+    if settings.iadd.ipc == 1:
+        # The first that either picks is the image nearest to the mean.
+        others = {"herding" if o == "k_centre" else o for o in others}
     # Looks, the PNG, random real images, what was begun with, and picks.
-    rows = part.looks + 3 + len(part.baseline_names)
-    seconds = rows * test.seconds(part.networks, epochs)
-    seconds += (part.looks + 1) * test.seconds(part.look_networks, epochs)
+    rows = part.looks + 2 + len(others)
+    seconds = rows * test.seconds(part.networks, part.epochs)
+    seconds += (part.looks + 1) * test.seconds(part.look_networks, part.epochs)
     return seconds * len(part.model_names)
 
 
