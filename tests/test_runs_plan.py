@@ -190,6 +190,37 @@ def test_too_few_minutes_are_refused_with_a_number_that_suffices(
         plan.decide(asked.changed({"minutes": 0.1}), task)
 
 
+@pytest.mark.parametrize("minutes", [1.5, 3.0, 5.0])
+def test_what_has_a_share_has_it_of_more_minutes_too(minutes):
+    """The number that a refusal names is the least that suffices."""
+
+    def seconds(total):
+        """Tests at their least, and more than their share."""
+        return {
+            "plan": 70.0,
+            "teachers": 0.2 * total,
+            "tests": 90.0,
+            "full data": 60 + plan.FULL_DATA_SHARE * total,
+            "start and page": plan.FIXED_SECONDS,
+        }
+
+    def left(total):
+        return total - sum(seconds(total).values())
+
+    short = plan.Plan(
+        ASKED.changed({"minutes": minutes, "iadd.iterations": 1}),
+        {},
+        seconds(60 * minutes) | {"updates": 1.5},
+        0,
+        0,
+        each=1.5,
+    )
+    named = plan._sufficient(short)
+    least = plan._LEAST_UPDATES * 1.5
+    assert left(60 * minutes) < left(60 * (named - 1)) < least
+    assert left(60 * named) >= least
+
+
 def test_a_measurement_that_takes_the_minutes_is_given_up(task, monkeypatch):
     asked, clock = ASKED.changed({"minutes": 3.0}), iter([0.0, 80.0, 100.0])
     monkeypatch.setattr(plan.time, "perf_counter", lambda: next(clock))

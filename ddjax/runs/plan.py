@@ -187,7 +187,6 @@ def decide(
     plan = plan._replace(fields=fields | plan.fields)
     updates = plan.settings.iadd.iterations
     if updates < _LEAST_UPDATES:
-        missing = (_LEAST_UPDATES - updates) * plan.each / 60
         spent = ", ".join(
             f"{stage} {seconds / 60:.1f}"
             for stage, seconds in plan.seconds.items()
@@ -197,11 +196,24 @@ def decide(
             f"minutes={asked.minutes:g} do not suffice for this set on this "
             f"machine: without its updates, of which {_LEAST_UPDATES} are the "
             f"least, a run takes {spent} minutes; give minutes="
-            f"{math.ceil(plan.minutes + missing)}, or lower data.size"
+            f"{_sufficient(plan)}, or lower data.size"
             + (" or iadd.ipc" if asked.iadd.ipc > 1 else "")
         )
     check_room(plan)
     return plan, task
+
+
+def _sufficient(plan: Plan) -> int:
+    """Minutes in which the least number of updates fits beside the rest, of
+    which what had a share of the minutes has as large a share of more."""
+    total = 60 * plan.settings.minutes
+    growing = min(FULL_DATA_SHARE * total, plan.seconds["full data"])
+    for stage, share in ("teachers", _TEACHERS_SHARE), ("tests", _TESTS_SHARE):
+        if plan.seconds[stage] <= share * total:
+            growing += plan.seconds[stage]
+    more = _LEAST_UPDATES - plan.settings.iadd.iterations
+    needed = sum(plan.seconds.values()) + more * plan.each - growing
+    return math.ceil(needed / (1 - growing / total) / 60)
 
 
 def _check_pace(asked: Settings, begin: float) -> None:

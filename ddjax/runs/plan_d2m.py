@@ -47,6 +47,10 @@ _PILOT_SHARE, _TEACHERS_SHARE, _TESTS_SHARE = 0.05, 0.08, 0.3
 _LOOKS_SHARE = 0.12
 _DISTILLING_SHARE = 0.25  # of what is left
 _MOST_TEACHERS, _LEAST_TEACHERS = 10, 2
+# Of further minutes, where all else takes its share of them.
+_PRETRAINING_SHARE = (1 - _DISTILLING_SHARE) * (
+    1 - _TEACHERS_SHARE - _TESTS_SHARE - _LOOKS_SHARE - plan.FULL_DATA_SHARE
+)
 _CANDIDATES = 50  # images that are made for each that is chosen
 
 
@@ -173,6 +177,7 @@ def decide(
     )
     if updates < _LEAST_PRETRAINING and "gan.iterations" not in fixed:
         missing = (_LEAST_PRETRAINING - updates) * pretraining.seconds / 60
+        missing /= _PRETRAINING_SHARE
         raise InputError(
             f"minutes={asked.minutes:g} do not suffice for a generator of this "
             f"set on this machine, {_LEAST_PRETRAINING} updates of pre-training"
