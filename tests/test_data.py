@@ -244,6 +244,21 @@ def test_folder_with_all_parts(folder, tmp_path, load):
     assert (values(found.held_out), values(found.test)) == ([1, 2], [3, 4])
 
 
+def test_a_file_that_cannot_be_read_has_no_colour(tmp_path, load):
+    """It comes first, and does not count as grey."""
+    for name in "abcdef":
+        draw(tmp_path / "set" / "cat" / f"{name}.png", 9, mode="RGB")
+        draw(tmp_path / "set" / "dog" / f"{name}.png", 8, mode="RGB")
+    (tmp_path / "set" / "cat" / "0.png").write_bytes(b"no picture")
+    said = []
+    load("folder", tmp_path / "set", unreadable_share=0.2, say=said.append)
+    assert not [line for line in said if "grey" in line]
+    draw(tmp_path / "set" / "cat" / "1.png", 7)
+    load("folder", tmp_path / "set", unreadable_share=0.2, say=said.append)
+    (line,) = [line for line in said if "grey" in line]
+    assert "cat/a.png is in colour and other images are grey" in line
+
+
 def test_changed_folder(folder, load):
     before = load("folder", folder)
     draw(folder / "dog" / "9.png", 200)

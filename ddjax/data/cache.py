@@ -470,7 +470,7 @@ def _most_channels(source, pool, say) -> int:
         try:
             return decode.header(record[1], upright=source.upright).channels
         except decode.Unreadable:
-            return 1  # reported when it is decoded
+            return 0  # of neither kind; reported when it is decoded
 
     for records in source.splits.values():
         for begin in range(0, records.count, 10_000):

@@ -107,7 +107,8 @@ def reached(
     whether the training on the whole data was "cut" short."""
     generated = ("distilled", "pretrained")
     chosen = (f"{row}_chosen" for row in generated)
-    rows = (*generated, *chosen, "random_real", "full_data")
+    begun = ("real_initial", "generated_initial")
+    rows = (*generated, *chosen, "random_real", *begun, "full_data")
     found = _main(scores, metadata, rows)
     balanced = metric == "balanced_accuracy" and all(
         metric in result for _, result in found.values()

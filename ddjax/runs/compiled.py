@@ -36,7 +36,7 @@ def default_folder() -> Path:
     return root / "ddjax" / f"compiled-{name}"
 
 
-def keep(folder: Path | None = None) -> None:
+def keep(folder: str | Path | None = None) -> None:
     """Has JAX look up compiled programs, and keep them, from now on.
 
     A user's own settings of JAX's cache (``JAX_COMPILATION_CACHE_DIR``,
@@ -51,7 +51,7 @@ def keep(folder: Path | None = None) -> None:
         or not jax.config.jax_enable_compilation_cache
     ):
         return
-    folder = folder or default_folder()
+    folder = Path(folder or default_folder()).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
