@@ -76,11 +76,8 @@ def distill(
       Li et al., Neural Networks 172, 2024 (IADD); Sajedi et al., ECCV 2024
       (D2M).
     """
-    call = _call_of(
-        data, ipc, method, test, class_names, workdir, Path(root), fields
-    )
-    with refusals():
-        call.run()
+    call = _call_of(data, ipc, method, test, class_names, workdir, root, fields)
+    call.run()
     return load(call.folder)
 
 
@@ -117,11 +114,9 @@ def plan(
         minutes are too few.
     """
     fields = fields | {"minutes": minutes}
-    call = _call_of(
-        data, ipc, method, test, class_names, workdir, Path(root), fields
+    _call_of(data, ipc, method, test, class_names, workdir, root, fields).run(
+        plan_only=True
     )
-    with refusals():
-        call.run(plan_only=True)
 
 
 class _Call(NamedTuple):
@@ -145,14 +140,15 @@ class _Call(NamedTuple):
 
     def run(self, plan_only: bool = False) -> None:
         """Makes it, or prints its plan."""
-        _METHODS[self.method](
-            self.settings,
-            self.folder,
-            self.shared,
-            self.command,
-            fixed=self.fixed if self.settings.minutes else (),
-            plan_only=plan_only,
-        )
+        with refusals():
+            _METHODS[self.method](
+                self.settings,
+                self.folder,
+                self.shared,
+                self.command,
+                fixed=self.fixed,
+                plan_only=plan_only,
+            )
 
 
 def _call_of(
@@ -163,7 +159,7 @@ def _call_of(
         raise InputError(
             f"method must be {' or '.join(_METHODS)}, not {method!r}"
         )
-    root = root.expanduser()
+    root = Path(root).expanduser()
     with refusals():
         if isinstance(data, str | Path):
             if test is not None or class_names is not None:
