@@ -14,9 +14,8 @@ from ddjax.runs import compiled
 
 _PROGRAM = """
 import sys, jax
-from pathlib import Path
 from ddjax.runs import compiled
-compiled.keep(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+compiled.keep(*sys.argv[1:])
 print(float(jax.jit(lambda x: x * 2 + 1)(3.0)), jax.config.{name})
 """
 

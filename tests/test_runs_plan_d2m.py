@@ -1,6 +1,7 @@
 """Plans of D2M: a generator for the minutes asked for."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -171,5 +172,8 @@ def test_what_cannot_be_planned_is_refused(tmp_path, decide):
         again(ASKED.changed({"d2m.networks": "random"}))
     with pytest.raises(InputError, match="less than a start"):
         decide(minutes=0.1)
-    with pytest.raises(InputError, match=r"give minutes=\d+"):
+    with pytest.raises(InputError, match=r"give minutes=\d+") as refused:
         decide(minutes=0.9)
+    # The number suffices.
+    named = re.search(r"give minutes=(\d+)", str(refused.value))[1]
+    assert decide(minutes=float(named)).settings.gan.iterations >= 100
