@@ -1,7 +1,12 @@
 """The letters A to Z in every font of this machine, as a folder of images.
 
-    apt-get install --no-install-recommends fonts-aenigma fonts-dustin \
-        fonts-averia-gwf fonts-cmu fonts-dejavu-extra fonts-freefont-ttf
+    apt-get install --no-install-recommends fonts-{aenigma,dustin,\
+georgewilliams,lato,roboto-unhinted,freefont-ttf,dejavu-extra,liberation,\
+sil-gentium,open-sans,linuxlibertine,cmu,inter,ebgaramond,mplus,isabella,\
+dkg-handwriting,comic-neue,averia-gwf,averia-sans-gwf,averia-serif-gwf,\
+junction,quicksand,vollkorn,rufscript,dosis,cabin,hack,firacode} \
+        fonts-adf-{accanthis,gillius,ikarius,irianis,libris,oldania,\
+romande,switzera,tribun,universalis,verana}
     python experiments/benchmarks/letters.py --out=letters
 
 A set of many classes and of pictures that are alike in nothing but what they
@@ -79,7 +84,6 @@ def letters_of(path):
     except OSError:  # no font, or one that FreeType cannot draw
         return None
     seen = {(picture.size, picture.tobytes()) for picture in pictures}
-    # Capitals alone, and small letters that look like them, are letters too.
     return pictures if len(seen) == len(pictures) else None
 
 
