@@ -26,6 +26,8 @@ __all__ = [
     "Stream",
     "accuracy",
     "apply_fn_of",
+    "in_groups",
+    "module_loss",
     "supervised_loss",
     "targets",
     "train",
@@ -90,23 +92,142 @@ def in_dtype(apply_fn: ApplyFn, dtype: str) -> ApplyFn:
     return apply
 
 
-def supervised_loss(apply_fn: ApplyFn, ops: tuple[str, ...] = ()) -> LossFn:
+def supervised_loss(
+    apply_fn: ApplyFn, ops: tuple[str, ...] = (), *, grouped: bool = False
+) -> LossFn:
     """Cross-entropy of a batch after one random augmentation.
 
     Args:
       apply_fn: (params, images[b h w c]) -> (logits[b k], out).
       ops: augmentation groups.
+      grouped: take it ``in_groups`` whose features stay in a processor's
+        cache; of a network that treats each image by itself.
 
     Returns:
       ``loss_fn(params, Batch, key) -> scalar``.
     """
 
-    def loss_fn(params, batch, key):
-        images = augment(key, batch.images, ops)
-        logits, _ = apply_fn(params, images)
+    def plain(params, batch):
+        logits, _ = apply_fn(params, batch.images)
         return losses.cross_entropy(logits, batch.labels)
 
+    def loss_fn(params, batch, key):
+        batch = Batch(augment(key, batch.images, ops), batch.labels)
+        loss = plain
+        if grouped:
+            loss = in_groups(plain, _at_once(apply_fn, params, batch.images))
+        return loss(params, batch)
+
     return loss_fn
+
+
+def module_loss(module: Any, ops: tuple[str, ...] = ()) -> LossFn:
+    """``supervised_loss`` of a network, as it is trained fastest here."""
+    # An accelerator has no such cache, and wants large products.
+    grouped = jax.default_backend() == "cpu"
+    return supervised_loss(
+        apply_fn_of(module),
+        ops,
+        grouped=grouped and not models.has_batch_norm(module),
+    )
+
+
+# Bytes of a group's largest named features: those before pooling are four
+# times as many, and of a few layers there are several.
+_CACHED = 1 << 20
+
+
+def _at_once(apply_fn, params, images) -> int:
+    """Images whose features stay in the cache, or are small beside what every
+    group has to read and write again: the parameters and their gradient."""
+    _, out = jax.eval_shape(apply_fn, params, images[:1])
+    largest = max((_bytes(leaf) for leaf in jax.tree.leaves(out)), default=1)
+    weights = sum(map(_bytes, jax.tree.leaves(params)))
+    return max(1, max(_CACHED, weights // 4) // largest)
+
+
+def _bytes(leaf) -> int:
+    return leaf.size * leaf.dtype.itemsize
+
+
+def in_groups(
+    loss_of: Callable[[Params, Batch], Array], at_once: int
+) -> Callable[[Params, Batch], Array]:
+    r"""The same loss, its value and gradient taken group by group of images.
+
+    .. math:: \ell(\theta, batch) =
+        \sum_g \frac{b_g}{b}\, \ell(\theta, batch_g)
+
+    A group goes forward and back before the next one does, so that its
+    features stay in a processor's cache and only they are held. The sum is
+    rounded in another order than that of the whole batch.
+
+    Args:
+      loss_of: (params, Batch) -> scalar: a mean of what each image has by
+        itself, 0 of one whose labels are zeros.
+      at_once: images of a group, at most.
+
+    Returns:
+      The same function of the same arguments; ``loss_of`` itself of a batch
+      that is one group.
+    """
+
+    def taken(params, batch, take):
+        """Sums what ``take`` has of each group; beside it, what it stacks."""
+        count = len(batch.labels)
+        number = -(-count // at_once)
+        size = -(-count // number)
+
+        def split(leaf):
+            # Images of zeros with labels of zeros count for nothing.
+            padding = [(0, number * size - count)] + [(0, 0)] * (leaf.ndim - 1)
+            return jnp.pad(leaf, padding).reshape(number, size, *leaf.shape[1:])
+
+        def part(params, group):
+            return loss_of(params, group) * (size / count)
+
+        def add(total, group):
+            summed, kept = take(part, params, group)
+            return jax.tree.map(jnp.add, total, summed), kept
+
+        groups = jax.tree.map(split, batch)
+        shapes, _ = jax.eval_shape(
+            functools.partial(take, part), params, jax.tree.map(_first, groups)
+        )
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        total, kept = jax.lax.scan(add, zeros, groups)
+        return total, jax.tree.map(
+            lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], kept
+        )
+
+    @jax.custom_vjp
+    def loss(params, batch):
+        return taken(params, batch, lambda part, *of: (part(*of), ()))[0]
+
+    def forward(params, batch):
+        def take(part, *of):
+            # The images' gradient costs nothing where nobody asks for it:
+            # XLA leaves out what a loop makes for no one.
+            value, (slope, kept) = jax.value_and_grad(part, (0, 1))(*of)
+            return (value, slope), kept
+
+        (value, slope), kept = taken(params, batch, take)
+        return value, (slope, kept)
+
+    def backward(slopes, cotangent):
+        return jax.tree.map(lambda slope: slope * cotangent, slopes)
+
+    loss.defvjp(forward, backward)
+
+    def of_batch(params, batch):
+        one = len(batch.labels) <= at_once
+        return (loss_of if one else loss)(params, batch)
+
+    return of_batch
+
+
+def _first(leaf):
+    return leaf[0]
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -375,7 +496,7 @@ def train(
         module, recipe, learning_rate, total_steps(recipe, count), shape
     )
     params, opt_state, _ = train_epochs(
-        supervised_loss(apply_fn_of(module), recipe.augment),
+        module_loss(module, recipe.augment),
         optimizer,
         params,
         optimizer.init(params),
@@ -618,7 +739,7 @@ def _advance(
 ):
     """The steps of one chunk."""
     take_step = step_of(
-        supervised_loss(apply_fn_of(module), recipe.augment),
+        module_loss(module, recipe.augment),
         optimizer_of(
             module, recipe, learning_rate, num_steps, images.shape[-3:]
         ),

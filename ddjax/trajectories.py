@@ -153,9 +153,7 @@ def advance(
 def _epoch(carry_and_keys, data, rate, preprocessing, *, module, recipe):
     def one(carry, key):
         params, opt_state, _ = training.train_epochs(
-            training.supervised_loss(
-                training.apply_fn_of(module), recipe.augment
-            ),
+            training.module_loss(module, recipe.augment),
             training.sgd(recipe, rate, 1),
             *carry,
             lambda key: data,

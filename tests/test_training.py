@@ -14,6 +14,7 @@ from ddjax.data import classes
 from ddjax.data.preprocess import Standardiser
 from ddjax.data.rows import Rows
 from ddjax.evaluate import stored
+from ddjax.losses import cross_entropy
 from ddjax.models.layers import Dense
 from ddjax.training import Recipe, Stream
 from ddjax.types import Batch, InputError
@@ -491,3 +492,99 @@ def test_flatness_reaches_training():
         for flatness in (0.0, 0.5)
     ]
     assert np.abs(np.subtract(*ends)).max() > 1e-3
+
+
+def grouped_problem(count):
+    """A small ConvNet's loss, a batch of so many images and parameters."""
+    module = models.build("convnet", num_classes=CLASSES, width=4, depth=1)
+    params = models.init_params(module, jax.random.key(1), (4, 4, 2))
+    rng = np.random.default_rng(2)
+    batch = Batch(
+        jnp.asarray(rng.normal(size=(count, 4, 4, 2))),
+        jnp.asarray(rng.dirichlet(np.ones(CLASSES), count)),
+    )
+
+    def loss_of(params, batch):
+        logits, _ = module.apply({"params": params}, batch.images)
+        return cross_entropy(logits, batch.labels)
+
+    return loss_of, jax.tree.map(jnp.float64, params), batch
+
+
+@pytest.mark.parametrize("count, at_once", [(6, 2), (7, 3), (5, 4), (3, 1)])
+def test_groups_have_the_loss_and_gradient_of_the_batch(count, at_once):
+    with jax.enable_x64(True):
+        loss_of, params, batch = grouped_problem(count)
+        grouped = training.in_groups(loss_of, at_once)
+        np.testing.assert_allclose(
+            grouped(params, batch), loss_of(params, batch), rtol=1e-12
+        )
+        found, expected = (
+            jax.jit(jax.value_and_grad(loss, (0, 1)))(params, batch)
+            for loss in (grouped, loss_of)
+        )
+    # Sums in another order, of float64.
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-13),
+        found,
+        expected,
+    )
+
+
+def test_groups_can_be_differentiated_twice():
+    with jax.enable_x64(True):
+        loss_of, params, batch = grouped_problem(5)
+
+        def stepped(loss):
+            def after(images):
+                slopes = jax.grad(loss)(params, Batch(images, batch.labels))
+                return sum(jnp.sum(s**2) for s in jax.tree.leaves(slopes))
+
+            return jax.grad(after)(batch.images)
+
+        found, expected = (
+            stepped(training.in_groups(loss_of, 2)),
+            stepped(loss_of),
+        )
+    assert np.abs(expected).max() > 1e-3
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-13)
+
+
+def test_a_batch_of_one_group_is_left_as_it_is():
+    def loss_of(params, batch):
+        return (params, batch)
+
+    data = Batch(np.zeros((3, 1, 1, 1)), np.zeros((3, 2)))
+    assert training.in_groups(loss_of, 3)(None, data)[1] is data
+
+
+def planned(loss, params, batch):
+    """Bytes beside arguments and results that a gradient of it needs."""
+    compiled = jax.jit(jax.grad(loss)).lower(params, batch, jax.random.key(0))
+    return compiled.compile().memory_analysis().temp_size_in_bytes
+
+
+def test_only_a_group_of_large_images_is_held():
+    module = models.build("convnet", num_classes=CLASSES, width=64, depth=2)
+    params = models.init_params(module, jax.random.key(1), (32, 32, 3))
+    batch = Batch(jnp.ones((128, 32, 32, 3)), jnp.ones((128, CLASSES)))
+    whole = training.supervised_loss(training.apply_fn_of(module))
+    grouped = training.module_loss(module)
+    # 16 of 128 images at once.
+    assert planned(grouped, params, batch) < planned(whole, params, batch) / 3
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet18_bn"])
+def test_a_norm_of_the_batch_is_not_split(name):
+    module = models.build(name, num_classes=CLASSES)
+    shapes = jax.eval_shape(
+        lambda: models.init_params(module, jax.random.key(0), (64, 64, 3))
+    )
+    batch = Batch(
+        jax.ShapeDtypeStruct((64, 64, 64, 3), jnp.float32),
+        jax.ShapeDtypeStruct((64, CLASSES), jnp.float32),
+    )
+    loss = jax.make_jaxpr(training.module_loss(module))(
+        shapes, batch, jax.random.key(0)
+    )
+    assert ("scan" in str(loss)) == (name == "resnet18")

@@ -200,9 +200,7 @@ def agreement(
     size = min(recipe.batch_size, count)
     per = max(1, recipe.epoch_steps // 2)
     to_input = training.to_input(left)
-    loss = training.supervised_loss(
-        training.apply_fn_of(task.module), recipe.augment
-    )
+    loss = training.module_loss(task.module, recipe.augment)
 
     @jax.jit
     def follow(start, images, labels, keys):

@@ -58,7 +58,7 @@ def trainer(size, recipe, steps):
     @jax.jit
     def train(params, data):
         return training.train_epochs(
-            training.supervised_loss(training.apply_fn_of(module)),
+            training.module_loss(module),
             optimizer,
             params,
             optimizer.init(params),
