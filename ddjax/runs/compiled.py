@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import jax
 
-__all__ = ["default_folder", "give_memory_back", "keep"]
+__all__ = ["default_folder", "keep", "spare_memory"]
 
 _MOST_BYTES = 2 * 2**30  # the least recently used go first
 _WORTH_KEEPING = 0.0  # seconds to compile
+_COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def default_folder() -> Path:
@@ -63,13 +66,22 @@ def keep(folder: str | Path | None = None) -> None:
     )
 
 
-def give_memory_back() -> None:
-    """Returns to the machine what compiling took and is free again.
+_LONG = 1.0  # seconds of compiling that leave memory worth asking for
 
-    The compiler leaves hundreds of MiB that the C library keeps for later, and
-    what runs afterwards takes other memory. Only glibc knows how.
+
+@functools.cache
+def spare_memory() -> None:
+    """Has what compiling took returned to the machine, from now on.
+
+    The compiler leaves hundreds of MiB free, which the C library keeps for
+    later, and what then runs takes other memory. Only glibc knows how.
     """
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):
-        pass  # another C library
+
+    def listen(event: str, duration: float, **_: Any) -> None:
+        if event == _COMPILED and duration > _LONG:
+            try:
+                ctypes.CDLL(None).malloc_trim(0)
+            except (AttributeError, OSError, TypeError):
+                pass  # another C library
+
+    jax.monitoring.register_event_duration_secs_listener(listen)

@@ -19,7 +19,6 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ddjax import checkpoint, hosts, metrics, settings
-from ddjax.runs import compiled
 from ddjax.types import InputError
 
 __all__ = ["Terminated", "finite", "look_steps", "progress", "run", "terminate"]
@@ -176,7 +175,7 @@ def run(
       Terminated: SIGTERM has come, and the state is kept.
     """
     global _loops
-    step, checkpoints, written, compiling = 0, None, None, True
+    step, checkpoints, written = 0, None, None
     between = None  # of a checkpoint that SIGTERM has left
     good, good_step = None, 0
     if folder is not None:
@@ -239,9 +238,6 @@ def run(
                 kept = f"; {checkpoints.kept()}" if checkpoints else ""
                 raise InputError(f"{unit} {step + 1} of {name}: {cause}{kept}")
             state, step = after, step + 1
-            if compiling:
-                compiled.give_memory_back()
-                compiling = False
             bar.update(ticks)
             if "loss" in row:
                 bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)

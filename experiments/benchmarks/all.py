@@ -299,6 +299,9 @@ def child_memory(request):
     """Peak MiB of one side, which runs twice and is alone."""
     row, gpu = rows.ROWS[request["row"]], request["device"] == "gpu"
     if request["side"] == "jax":
+        from ddjax.runs import compiled
+
+        compiled.spare_memory()  # as every run does
         side = row.ours()
     else:
         side = row.theirs(Placement(*request["place"]), True)
