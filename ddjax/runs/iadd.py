@@ -281,7 +281,7 @@ def distil(
             state, segments
         ),
         guard=functools.partial(guard, part),
-        detail=functools.partial(_detail, part),
+        detail=_detail(part),
         looks={0, *loop.look_steps(settings.evaluate.looks, last)},
         look=functools.partial(look, settings, folder, task, made),
         place=functools.partial(parallel.replicate, devices=devices),
@@ -377,23 +377,31 @@ def guard(part: Iadd, row: dict[str, float]) -> str | None:
     )
 
 
-def _detail(part: Iadd, state: iadd.IaddState, segments: Segment):
-    """W's spread in every tensor, for a line of metrics.jsonl."""
+def _detail(part: Iadd):
+    """What has W's spread in every tensor, for a line of metrics.jsonl."""
     if part.importance.form == "none":
-        return {}
-    first = jax.tree.map(lambda leaf: leaf[0, 0], segments)
-    weights = importance_lib.weights(part.importance, state.importance, first)
-    return {
-        "importance": {
-            _name(path): {
-                "mean": float(leaf.mean()),
-                "std": float(leaf.std()),
-                "min": float(leaf.min()),
-                "max": float(leaf.max()),
-            }
-            for path, leaf in jax.tree_util.tree_leaves_with_path(weights)
+        return lambda state, segments: {}
+
+    @jax.jit  # each of its dozens of operations would be compiled by itself
+    def spread(raw, first):
+        return {
+            _name(path): [leaf.mean(), leaf.std(), leaf.min(), leaf.max()]
+            for path, leaf in jax.tree_util.tree_leaves_with_path(
+                importance_lib.weights(part.importance, raw, first)
+            )
         }
-    }
+
+    def detail(state: iadd.IaddState, segments: Segment):
+        first = jax.tree.map(lambda leaf: leaf[0, 0], segments)
+        found = jax.device_get(spread(state.importance, first))
+        return {
+            "importance": {
+                name: dict(zip(("mean", "std", "min", "max"), map(float, row)))
+                for name, row in found.items()
+            }
+        }
+
+    return detail
 
 
 def _name(path) -> str:
