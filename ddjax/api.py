@@ -23,7 +23,7 @@ from ddjax.data import classes, preprocess
 from ddjax.data.arrays import check_arrays
 from ddjax.pages import notebook
 from ddjax.pages.pictures import picture
-from ddjax.runs import d2m, generate, iadd, protocols, verify
+from ddjax.runs import compiled, d2m, generate, iadd, protocols, verify
 from ddjax.runs.workdir import Shared, name_of, refusals
 from ddjax.settings import D2m, Settings
 from ddjax.types import InputError
@@ -140,6 +140,7 @@ class _Call(NamedTuple):
 
     def run(self, plan_only: bool = False) -> None:
         """Makes it, or prints its plan."""
+        compiled.return_memory_of_compiling()
         with refusals():
             _METHODS[self.method](
                 self.settings,

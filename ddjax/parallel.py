@@ -62,11 +62,23 @@ def networks_at_once() -> int:
         return _asked_threads(os.environ[_THREADS])
     if jax.process_count() > 1:
         return 1  # they may share the cores
+    return min(_cores(), _MOST_THREADS)
+
+
+def _cores() -> int:
     try:
-        cores = len(os.sched_getaffinity(0))
+        return len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
-        cores = os.cpu_count() or 1
-    return min(cores, _MOST_THREADS)
+        return os.cpu_count() or 1
+
+
+def cores_of_a_network() -> int:
+    """Of a CPU, for each network that goes side by side with others.
+
+    The same however many go, so that their number changes no byte.
+    """
+    cores = _cores()
+    return cores // min(cores, _MOST_THREADS)
 
 
 def _asked_threads(text: str) -> int:

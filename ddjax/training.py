@@ -112,17 +112,26 @@ def supervised_loss(
         return losses.cross_entropy(logits, batch.labels)
 
     def loss_fn(params, batch, key):
-        batch = Batch(augment(key, batch.images, ops), batch.labels)
+        images = augment(key, batch.images, ops)
         loss = plain
         if grouped:
-            loss = in_groups(plain, _at_once(apply_fn, params, batch.images))
-        return loss(params, batch)
+            loss = in_groups(plain, _at_once(apply_fn, params, images))
+        return loss(params, Batch(images, batch.labels))
 
     return loss_fn
 
 
 def module_loss(module: Any, ops: tuple[str, ...] = ()) -> LossFn:
-    """``supervised_loss`` of a network, as it is trained fastest here."""
+    """``supervised_loss`` of a network, in groups on a CPU.
+
+    Args:
+      module: a network that treats each image by itself, or says by a field
+        ``norm="batch"`` that it does not.
+      ops: augmentation groups.
+
+    Returns:
+      ``loss_fn(params, Batch, key) -> scalar``.
+    """
     # An accelerator has no such cache, and wants large products.
     grouped = jax.default_backend() == "cpu"
     return supervised_loss(
@@ -132,18 +141,21 @@ def module_loss(module: Any, ops: tuple[str, ...] = ()) -> LossFn:
     )
 
 
-# Bytes of a group's largest named features: those before pooling are four
-# times as many, and of a few layers there are several.
-_CACHED = 1 << 20
+# Of a group's largest named features. Those before pooling are four times as
+# many, and of a few layers there are several.
+_GROUP_BYTES = 1 << 20
 
 
 def _at_once(apply_fn, params, images) -> int:
-    """Images whose features stay in the cache, or are small beside what every
-    group has to read and write again: the parameters and their gradient."""
-    _, out = jax.eval_shape(apply_fn, params, images[:1])
+    """Images whose features stay in the cache of a network's cores, or are
+    small beside what every group has to read and write again: the parameters
+    and their gradient. As good as all of a network that names no features."""
+    one = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+    _, out = jax.eval_shape(apply_fn, params, one)
     largest = max((_bytes(leaf) for leaf in jax.tree.leaves(out)), default=1)
     weights = sum(map(_bytes, jax.tree.leaves(params)))
-    return max(1, max(_CACHED, weights // 4) // largest)
+    most = max(_GROUP_BYTES * parallel.cores_of_a_network(), weights // 4)
+    return max(1, most // max(1, largest))
 
 
 def _bytes(leaf) -> int:
@@ -159,21 +171,22 @@ def in_groups(
         \sum_g \frac{b_g}{b}\, \ell(\theta, batch_g)
 
     A group goes forward and back before the next one does, so that its
-    features stay in a processor's cache and only they are held. The sum is
-    rounded in another order than that of the whole batch.
+    features stay in a processor's cache and only they are held (the derivative
+    of a gradient holds those of all groups). The sum is rounded in another
+    order than that of the whole batch.
 
     Args:
       loss_of: (params, Batch) -> scalar: a mean of what each image has by
-        itself, 0 of one whose labels are zeros.
-      at_once: images of a group, at most.
+        itself, 0 of one whose labels are zeros. Nothing that it closes over
+        can be differentiated.
+      at_once: images of a group, 1 or more.
 
     Returns:
-      The same function of the same arguments; ``loss_of`` itself of a batch
-      that is one group.
+      The same function of the same arguments, floats [b ...]; ``loss_of``
+      itself of a batch that is one group. It has no forward-mode derivative.
     """
 
-    def taken(params, batch, take):
-        """Sums what ``take`` has of each group; beside it, what it stacks."""
+    def forward(params, batch):
         count = len(batch.labels)
         number = -(-count // at_once)
         size = -(-count // number)
@@ -183,40 +196,34 @@ def in_groups(
             padding = [(0, number * size - count)] + [(0, 0)] * (leaf.ndim - 1)
             return jnp.pad(leaf, padding).reshape(number, size, *leaf.shape[1:])
 
-        def part(params, group):
+        def share(params, group):
             return loss_of(params, group) * (size / count)
 
         def add(total, group):
-            summed, kept = take(part, params, group)
-            return jax.tree.map(jnp.add, total, summed), kept
+            # The images' gradient costs nothing where nobody asks for it: XLA
+            # leaves out what a loop makes for no one.
+            value, (slope, slopes) = jax.value_and_grad(share, (0, 1))(
+                params, group
+            )
+            return jax.tree.map(jnp.add, total, (value, slope)), slopes
 
         groups = jax.tree.map(split, batch)
-        shapes, _ = jax.eval_shape(
-            functools.partial(take, part), params, jax.tree.map(_first, groups)
+        value = jax.eval_shape(share, params, jax.tree.map(_first, groups))
+        zeros = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (value, params)
         )
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        total, kept = jax.lax.scan(add, zeros, groups)
-        return total, jax.tree.map(
-            lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], kept
+        (value, slope), slopes = jax.lax.scan(add, zeros, groups)
+        slopes = jax.tree.map(
+            lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], slopes
         )
-
-    @jax.custom_vjp
-    def loss(params, batch):
-        return taken(params, batch, lambda part, *of: (part(*of), ()))[0]
-
-    def forward(params, batch):
-        def take(part, *of):
-            # The images' gradient costs nothing where nobody asks for it:
-            # XLA leaves out what a loop makes for no one.
-            value, (slope, kept) = jax.value_and_grad(part, (0, 1))(*of)
-            return (value, slope), kept
-
-        (value, slope), kept = taken(params, batch, take)
-        return value, (slope, kept)
+        return value, (slope, slopes)
 
     def backward(slopes, cotangent):
-        return jax.tree.map(lambda slope: slope * cotangent, slopes)
+        return jax.tree.map(
+            lambda slope: (slope * cotangent).astype(slope.dtype), slopes
+        )
 
+    loss = jax.custom_vjp(lambda params, batch: forward(params, batch)[0])
     loss.defvjp(forward, backward)
 
     def of_batch(params, batch):

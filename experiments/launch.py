@@ -250,6 +250,7 @@ def asked(argv: list[str]) -> Asked:
         processes = found.coordinator, found.processes, found.process
     elif found.coordinator or found.process is not None:
         raise InputError("--coordinator and --process go with --processes=N")
+    compiled.return_memory_of_compiling()
     if found.compiled != "none":
         compiled.keep(Path(found.compiled) if found.compiled else None)
     if found.distilled == "":

@@ -10,6 +10,8 @@ import jax
 import pytest
 from small import door
 
+import ddjax
+from ddjax import api
 from ddjax.runs import compiled
 
 _PROGRAM = """
@@ -102,6 +104,25 @@ def test_scripts_keep_programs_unless_told_not_to(monkeypatch, flag, kept):
     assert asked == kept
 
 
+@pytest.mark.filterwarnings("ignore:the load_module")
+def test_scripts_and_calls_return_the_memory_of_compiling(
+    monkeypatch, tmp_path
+):
+    asked = []
+    monkeypatch.setattr(
+        compiled, "return_memory_of_compiling", lambda: asked.append(1)
+    )
+    launch = door("launch")
+    config = f"--config={launch.ROOT / 'configs/tiny.py'}"
+    launch.asked(["iadd.py", config, "--compiled=none"])
+    assert asked == [1]
+    monkeypatch.setattr(
+        api, "_METHODS", {"iadd": lambda *of, **more: asked.append(2)}
+    )
+    ddjax.plan("digits", minutes=1, root=tmp_path)
+    assert asked == [1, 1, 2]
+
+
 def test_tests_keep_nothing():
     assert not jax.config.jax_enable_compilation_cache
 
@@ -121,9 +142,9 @@ params = models.init_params(module, jax.random.key(0), (32, 32, 3))
 def loss(params, images):
     return module.apply({"params": params}, images)[0].sum()
 
-compiled._LONG = 0
+compiled._LONG_SECONDS = 0
 if {spared}:
-    compiled.spare_memory()
+    compiled.return_memory_of_compiling()
 jax.jit(jax.grad(loss))(params, jnp.ones((4, 32, 32, 3)))
 print(resident())
 """

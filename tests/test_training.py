@@ -494,27 +494,34 @@ def test_flatness_reaches_training():
     assert np.abs(np.subtract(*ends)).max() > 1e-3
 
 
-def grouped_problem(count):
-    """A small ConvNet's loss, a batch of so many images and parameters."""
-    module = models.build("convnet", num_classes=CLASSES, width=4, depth=1)
+def grouped_problem(count, norm="instance"):
+    """A small ConvNet's loss, parameters and a batch of so many images."""
+    module = models.build(
+        "convnet", num_classes=CLASSES, width=4, depth=1, norm=norm
+    )
     params = models.init_params(module, jax.random.key(1), (4, 4, 2))
     rng = np.random.default_rng(2)
     batch = Batch(
         jnp.asarray(rng.normal(size=(count, 4, 4, 2))),
-        jnp.asarray(rng.dirichlet(np.ones(CLASSES), count)),
+        jnp.asarray(rng.uniform(size=(count, CLASSES))),  # weighted
     )
 
     def loss_of(params, batch):
         logits, _ = module.apply({"params": params}, batch.images)
         return cross_entropy(logits, batch.labels)
 
-    return loss_of, jax.tree.map(jnp.float64, params), batch
+    # In float64 where that is on.
+    wide = batch.images.dtype
+    return loss_of, jax.tree.map(lambda leaf: leaf.astype(wide), params), batch
 
 
-@pytest.mark.parametrize("count, at_once", [(6, 2), (7, 3), (5, 4), (3, 1)])
-def test_groups_have_the_loss_and_gradient_of_the_batch(count, at_once):
+@pytest.mark.parametrize(
+    "count, at_once, norm",
+    [(6, 2, "none"), (7, 3, "instance"), (5, 4, "layer"), (3, 1, "group")],
+)
+def test_groups_have_the_loss_and_gradient_of_the_batch(count, at_once, norm):
     with jax.enable_x64(True):
-        loss_of, params, batch = grouped_problem(count)
+        loss_of, params, batch = grouped_problem(count, norm)
         grouped = training.in_groups(loss_of, at_once)
         np.testing.assert_allclose(
             grouped(params, batch), loss_of(params, batch), rtol=1e-12
@@ -588,3 +595,58 @@ def test_a_norm_of_the_batch_is_not_split(name):
         shapes, batch, jax.random.key(0)
     )
     assert ("scan" in str(loss)) == (name == "resnet18")
+
+
+def test_groups_keep_types_apart():
+    def loss_of(weight, batch):
+        return jnp.mean(batch.images.sum((1, 2, 3)) * weight)
+
+    batch = Batch(jnp.ones((5, 1, 1, 2)), jnp.ones((5, 1)))
+    loss = training.in_groups(loss_of, 2)
+    slope = jax.grad(loss)(jnp.ones((), jnp.bfloat16), batch)
+    assert (slope.dtype, float(slope)) == (jnp.bfloat16, 2)
+
+
+@pytest.mark.parametrize("flatness", [0.0, 0.1])
+def test_training_by_groups_is_training(monkeypatch, flatness):
+    images, labels = problem(9)
+    images = jnp.concatenate([images, 2 * images], axis=2)  # two pixels more
+    params = {"head": {"kernel": jnp.ones((4, CLASSES)), "bias": jnp.zeros(3)}}
+    recipe = Recipe(
+        3, 7, momentum=0.5, augment=("flip", "scale"), flatness=flatness
+    )
+
+    def trained():
+        jax.clear_caches()  # the group's size is no argument
+        return training.train(
+            jax.random.key(0),
+            params,
+            stored(images, labels),
+            jnp.float32(0.1),
+            module=NETWORK,
+            recipe=recipe,
+        )
+
+    whole = trained()
+    sizes = []
+    monkeypatch.setattr(training, "_at_once", lambda *of: sizes.append(1) or 2)
+    grouped = trained()
+    assert sizes
+    # Float32 sums in another order.
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+        grouped,
+        whole,
+    )
+
+
+def test_nobody_pays_for_the_gradient_of_the_images():
+    loss_of, params, batch = grouped_problem(8)
+    loss = training.in_groups(loss_of, 2)
+
+    def operations(of):
+        compiled = jax.jit(jax.grad(loss, of)).lower(params, batch).compile()
+        return compiled.cost_analysis()["flops"]
+
+    # The first layer's product to its input is missing.
+    assert operations(0) < 0.95 * operations((0, 1))

@@ -12,11 +12,12 @@ from typing import Any
 
 import jax
 
-__all__ = ["default_folder", "keep", "spare_memory"]
+__all__ = ["default_folder", "keep", "return_memory_of_compiling"]
 
 _MOST_BYTES = 2 * 2**30  # the least recently used go first
 _WORTH_KEEPING = 0.0  # seconds to compile
-_COMPILED = "/jax/core/compile/backend_compile_duration"
+_LONG_SECONDS = 1.0  # of compiling, which leave memory worth asking for
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 def default_folder() -> Path:
@@ -66,19 +67,18 @@ def keep(folder: str | Path | None = None) -> None:
     )
 
 
-_LONG = 1.0  # seconds of compiling that leave memory worth asking for
-
-
-@functools.cache
-def spare_memory() -> None:
+@functools.cache  # a second listener would do the same again
+def return_memory_of_compiling() -> None:
     """Has what compiling took returned to the machine, from now on.
 
     The compiler leaves hundreds of MiB free, which the C library keeps for
-    later, and what then runs takes other memory. Only glibc knows how.
+    later, and what then runs takes other memory. After each program that took
+    a second or more to compile; for the rest of the process, at 0.1 s each.
+    Only glibc knows how.
     """
 
     def listen(event: str, duration: float, **_: Any) -> None:
-        if event == _COMPILED and duration > _LONG:
+        if event == _COMPILE_EVENT and duration >= _LONG_SECONDS:
             try:
                 ctypes.CDLL(None).malloc_trim(0)
             except (AttributeError, OSError, TypeError):

@@ -281,7 +281,7 @@ def distil(
             state, segments
         ),
         guard=functools.partial(guard, part),
-        detail=_detail(part),
+        detail=_importance_detail(part),
         looks={0, *loop.look_steps(settings.evaluate.looks, last)},
         look=functools.partial(look, settings, folder, task, made),
         place=functools.partial(parallel.replicate, devices=devices),
@@ -377,15 +377,27 @@ def guard(part: Iadd, row: dict[str, float]) -> str | None:
     )
 
 
-def _detail(part: Iadd):
-    """What has W's spread in every tensor, for a line of metrics.jsonl."""
+def _importance_detail(
+    part: Iadd,
+) -> Callable[[iadd.IaddState, Segment], dict[str, Any]]:
+    """What a line of metrics.jsonl says of the weights W.
+
+    Returns:
+      (state, segments, leaves [devices m ...]) -> {"importance": {tensor:
+      {"mean", "std", "min", "max"}}}, of the first segment; {} without weights.
+    """
     if part.importance.form == "none":
         return lambda state, segments: {}
 
     @jax.jit  # each of its dozens of operations would be compiled by itself
     def spread(raw, first):
         return {
-            _name(path): [leaf.mean(), leaf.std(), leaf.min(), leaf.max()]
+            _name(path): {
+                "mean": leaf.mean(),
+                "std": leaf.std(),
+                "min": leaf.min(),
+                "max": leaf.max(),
+            }
             for path, leaf in jax.tree_util.tree_leaves_with_path(
                 importance_lib.weights(part.importance, raw, first)
             )
@@ -394,12 +406,7 @@ def _detail(part: Iadd):
     def detail(state: iadd.IaddState, segments: Segment):
         first = jax.tree.map(lambda leaf: leaf[0, 0], segments)
         found = jax.device_get(spread(state.importance, first))
-        return {
-            "importance": {
-                name: dict(zip(("mean", "std", "min", "max"), map(float, row)))
-                for name, row in found.items()
-            }
-        }
+        return {"importance": jax.tree.map(float, found)}
 
     return detail
 

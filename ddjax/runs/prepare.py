@@ -13,7 +13,6 @@ import numpy as np
 from ddjax import artifact, hosts, models, training
 from ddjax.data import cache, classes, preprocess, sources
 from ddjax.data.rows import Rows
-from ddjax.runs import compiled
 from ddjax.runs.loop import progress
 from ddjax.runs.workdir import check_same_data
 from ddjax.settings import Data, Model, Settings
@@ -218,8 +217,6 @@ def task(data: Data, model: Model, seed: int, folder: Path) -> Task:
       InputError: the data are missing or unfit, or the network does not fit
         the images.
     """
-    # Here, since whatever compiles for long needs a task first.
-    compiled.spare_memory()
     with hosts.first():
         splits, _ = load(data, seed, folder)
         module = _network(model, splits)

@@ -301,7 +301,7 @@ def child_memory(request):
     if request["side"] == "jax":
         from ddjax.runs import compiled
 
-        compiled.spare_memory()  # as every run does
+        compiled.return_memory_of_compiling()  # as every run does
         side = row.ours()
     else:
         side = row.theirs(Placement(*request["place"]), True)

@@ -70,6 +70,14 @@ def trainer(size, recipe, steps):
     return train
 
 
+def group_by(at_once):
+    """Sets how many images of a step ours takes together, where given."""
+    from ddjax import training
+
+    if at_once is not None:
+        training._at_once = lambda apply_fn, params, images: at_once
+
+
 def torch_side(size):
     """The same in PyTorch."""
     import torch
@@ -99,22 +107,32 @@ SIDES = {"jax": jax_side, "torch": torch_side}
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument(
+        "--at_once",
+        type=int,
+        help="images of one of our groups, in place of ddjax's own number",
+    )
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         side, name = args.child
+        if side == "jax":
+            group_by(args.at_once)
         SIDES[side](SIZES[name])()
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return print(json.dumps(usage.ru_maxrss / 1024))
     for name in SIZES:
         for side in SIDES:
             command = [sys.executable, __file__, "--child", side, name]
+            if args.at_once:
+                command += ["--at_once", str(args.at_once)]
             peak = json.loads(
                 subprocess.run(
                     command, check=True, capture_output=True, text=True
                 ).stdout.splitlines()[-1]
             )
             print(f"{name}: {side:5}  peak memory {peak:.0f} MiB", flush=True)
+    group_by(args.at_once)
     for name, size in SIZES.items():
         runs = {side: make(size) for side, make in SIDES.items()}
         ours, theirs = (run() for run in runs.values())
