@@ -153,7 +153,7 @@ def tests(count: int) -> Program:
             evaluate.stored(data.images, data.labels),
             Batch(test.images, answers),
             module,
-            recipe=training.Recipe(epochs=20),
+            recipe=training.Recipe(epochs=20, batch_size=10),
             learning_rate=0.01,
             num_networks=count,
         )
