@@ -4,7 +4,7 @@ import pytest
 from small import ROOT, door
 
 
-@pytest.mark.parametrize("axis", ["steps", "teachers", "networks"])
+@pytest.mark.parametrize("axis", ["teachers", "networks"])
 def test_a_point_is_measured(monkeypatch, axis):
     monkeypatch.syspath_prepend(str(ROOT / "experiments" / "benchmarks"))
     growth = door("benchmarks/growth")
@@ -12,4 +12,3 @@ def test_a_point_is_measured(monkeypatch, axis):
     monkeypatch.setattr(growth, "BASE", growth.BASE | {"width": 4, "side": 8})
     row = growth.measure(axis, growth.AXES[axis].values[0])
     assert 0 < row["least"] <= row["seconds"] <= row["most"]
-    assert ("compile" in row) == (axis == "steps")
