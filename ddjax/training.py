@@ -191,11 +191,6 @@ def in_groups(
         number = -(-count // at_once)
         size = -(-count // number)
 
-        def split(leaf):
-            # Images of zeros with labels of zeros count for nothing.
-            padding = [(0, number * size - count)] + [(0, 0)] * (leaf.ndim - 1)
-            return jnp.pad(leaf, padding).reshape(number, size, *leaf.shape[1:])
-
         def share(params, group):
             return loss_of(params, group) * (size / count)
 
@@ -207,8 +202,10 @@ def in_groups(
             )
             return jax.tree.map(jnp.add, total, (value, slope)), slopes
 
-        groups = jax.tree.map(split, batch)
-        value = jax.eval_shape(share, params, jax.tree.map(_first, groups))
+        # Images of zeros with labels of zeros count for nothing.
+        groups = jax.tree.map(lambda leaf: _padded(leaf, number, size), batch)
+        first = jax.tree.map(lambda leaf: leaf[0], groups)
+        value = jax.eval_shape(share, params, first)
         zeros = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (value, params)
         )
@@ -233,8 +230,10 @@ def in_groups(
     return of_batch
 
 
-def _first(leaf):
-    return leaf[0]
+def _padded(rows, number, size):
+    """[n ...] as [number size ...], with zeros at the end."""
+    padding = [(0, number * size - len(rows))] + [(0, 0)] * (rows.ndim - 1)
+    return jnp.pad(rows, padding).reshape(number, size, *rows.shape[1:])
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -805,10 +804,7 @@ def predict(
     if batch_size is None:
         batch_size = 32 if jax.default_backend() == "cpu" else 256
     batches = -(-count // batch_size)
-    padding = [(0, batches * batch_size - count)] + [(0, 0)] * 3
-    padded = jnp.pad(images, padding).reshape(
-        batches, batch_size, *images.shape[1:]
-    )
+    padded = _padded(images, batches, batch_size)
     prepare = to_input(preprocessing)
     whole = models.has_batch_norm(module)
     variables = params if whole else {"params": params}
